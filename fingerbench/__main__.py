@@ -1,0 +1,120 @@
+"""Everything but running: python -m fingerbench list | show | verify | report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fingerbench.errors import UserError, unknown
+
+GROUPS = ("method", "attack", "data", "gan", "profile", "experiment")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.command(parsed)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader, such as head, has seen enough
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fingerbench", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    overrides = {"nargs": "*", "metavar": "KEY=VALUE", "help": "as for run.py"}
+
+    lister = commands.add_parser("list", help="what there is: the zoo, methods, attacks, data sets, ...")
+    lister.add_argument("what", help=f"zoo, architectures, {', '.join(GROUPS)}")
+    lister.add_argument("overrides", **overrides)
+    lister.add_argument("--json", action="store_true", help="as JSON")
+    lister.set_defaults(command=_list)
+
+    shower = commands.add_parser("show", help="the composed configuration")
+    shower.add_argument("overrides", **overrides)
+    shower.set_defaults(command=_show)
+
+    verifier = commands.add_parser("verify", help="check every byte of what a run would use from the store")
+    verifier.add_argument("overrides", **overrides)
+    verifier.set_defaults(command=_verify)
+
+    reporter = commands.add_parser("report", help="collect runs into one comparison table and figure")
+    reporter.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
+    reporter.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    reporter.set_defaults(command=_report)
+    return parser
+
+
+def _list(parsed: argparse.Namespace) -> None:
+    rows = _rows(parsed.what, parsed.overrides)
+    if parsed.json:
+        _out(json.dumps(rows, indent=1))
+        return
+    if rows and isinstance(rows[0], str):
+        _out("\n".join(rows))
+        return
+    import pandas as pd
+
+    _out(pd.DataFrame(rows).fillna("").to_string(index=False))
+
+
+def _rows(what: str, overrides: Sequence[str]) -> list[Any]:
+    from fingerbench import config
+
+    if what == "zoo":
+        from fingerbench.zoo.table import suspects
+
+        settings = config.compose(overrides)
+        attacks = {str(family): config.build(node) for family, node in settings.attack.items()}
+        return [asdict(suspect) for suspect in suspects(attacks, settings.zoo.source)]
+    if what == "architectures":
+        from fingerbench.nets import ARCHITECTURES
+
+        return list(ARCHITECTURES)
+    singular = what.removesuffix("s")
+    if singular not in GROUPS:
+        raise unknown("list", what, ["zoo", "architectures", *GROUPS])
+    return config.options(singular)
+
+
+def _show(parsed: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from fingerbench import config
+
+    _out(OmegaConf.to_yaml(config.compose(parsed.overrides)))
+
+
+def _verify(parsed: argparse.Namespace) -> None:
+    from fingerbench.bench import open as open_bench
+    from fingerbench.worker import family
+
+    bench = open_bench(*parsed.overrides)
+    stored = [spec for spec in family(bench.plan()).values() if bench.store.has(spec)]
+    troubles = [trouble for spec in stored if (trouble := bench.store.verify(spec))]
+    _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from fingerbench.evaluate.report import report
+
+    report(parsed.runs, parsed.out)
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

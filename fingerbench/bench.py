@@ -1,0 +1,201 @@
+"""The benchmark itself: a configuration, and everything that follows from it, made on demand.
+
+This is the whole Python API:
+
+    import fingerbench as fb
+
+    bench = fb.open("data=digits")
+    bench.suspects                 # 154 records
+    bench.model("prune/0.9")       # [0, 1] images to logits, eval mode
+    bench.fingerprint("ipguard")   # queries and the labels of the source
+    bench.scores("ipguard")        # a DataFrame, one row a suspect
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fingerbench import config
+from fingerbench.api import Fingerprinter
+from fingerbench.data import check, digest
+from fingerbench.data.augment import Augment
+from fingerbench.errors import UserError, unknown
+from fingerbench.evaluate.specs import FingerprintSpec, ResponseSpec, fingerprint_of
+from fingerbench.gans.spec import GanSpec
+from fingerbench.pool import Pool
+from fingerbench.records import Dataset, Fingerprint, Suspect
+from fingerbench.seeds import seed_for
+from fingerbench.store import Spec, Store
+from fingerbench.workshop import Workshop, pick_device
+from fingerbench.zoo.model import Attack, ModelSpec
+from fingerbench.zoo.table import Surrogates, Zoo, refuse_overlap, suspects
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def open(*overrides: str) -> Bench:
+    """Return the benchmark for command-line overrides such as "data=digits" or "store=DIR".
+
+    Nothing is built yet.
+
+    Raises:
+        UserError: a name or key that does not exist.
+    """
+    return Bench(config.compose(overrides), overrides)
+
+
+class Bench:
+    """A composed configuration and what follows from it: suspects, specs, models, fingerprints, scores."""
+
+    def __init__(self, settings: DictConfig, overrides: Sequence[str] = (), data: Dataset | None = None) -> None:
+        self.settings = settings
+        self.overrides = tuple(overrides)
+        self.store = Store(settings.store)
+        if data is not None:
+            self.data = data
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set, loaded and checked."""
+        dataset: Dataset = config.build(self.settings.data).load()
+        check(dataset)
+        return dataset
+
+    @cached_property
+    def attacks(self) -> dict[str, Attack]:
+        """The selected families, by name."""
+        return {str(family): config.build(node) for family, node in self.settings.attack.items()}
+
+    @cached_property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """One record for each selected suspect."""
+        return suspects(self.attacks, self.settings.zoo.source)
+
+    @cached_property
+    def zoo(self) -> Zoo:
+        """What all models of this zoo share."""
+        return Zoo(
+            data=digest(self.data),
+            classes=self.data.classes,
+            source=self.settings.zoo.source,
+            width=float(self.settings.zoo.width),
+            augment=Augment(**self.settings.data.constants.augment),
+            precision=self.settings.precision,
+            seed=self.settings.zoo.seed,
+            scratch=config.build(self.settings.zoo.scratch),
+        )
+
+    @cached_property
+    def models(self) -> dict[str, ModelSpec]:
+        """What to make for each suspect, by its name."""
+        return {suspect.name: self.zoo.spec(suspect, self.attacks) for suspect in self.suspects}
+
+    @cached_property
+    def method(self) -> Fingerprinter:
+        """The selected method."""
+        return cast(Fingerprinter, config.build(self.settings.method))
+
+    @cached_property
+    def fingerprint_spec(self) -> FingerprintSpec:
+        """What the selected method is to be given."""
+        surrogates: Surrogates = config.build(self.settings.surrogates)
+        source = self.zoo.original()
+        positives, negatives = self.zoo.surrogates(surrogates) if "surrogates" in self.method.needs else ((), ())
+        refuse_overlap([*positives, *negatives], list(self.models.values()), source)
+        return FingerprintSpec(
+            name=self.settings.method.name,
+            method=self.method,
+            data=self.zoo.data,
+            classes=self.data.classes,
+            source=source,
+            positives=positives,
+            negatives=negatives,
+            gan=self._gan() if "gan" in self.method.needs else None,
+            budget=self.settings.queries,
+            seed=seed_for(self.settings.seed, "fingerprint"),
+        )
+
+    def _gan(self) -> GanSpec:
+        seed = seed_for(self.settings.zoo.seed, "gan")
+        return GanSpec(self.zoo.data, self.data.classes, config.build(self.settings.gan), seed)
+
+    def responses(self) -> dict[str, ResponseSpec]:
+        """What each selected suspect is asked by the selected method, by its name."""
+        fingerprint, access = self.fingerprint_spec, self.method.access
+        return {name: ResponseSpec(fingerprint, spec, access) for name, spec in self.models.items()}
+
+    def plan(self) -> list[Spec]:
+        """Return everything a full evaluation is made of, in the order in which idle workers should take it.
+
+        What the fingerprint waits for comes first, then the networks that take longest, then the rest.
+        """
+        fingerprint = self.fingerprint_spec
+        students = [spec for spec in self.models.values() if spec.attack.students]
+        others = [spec for spec in self.models.values() if not spec.attack.students]
+        gan = [fingerprint.gan] if fingerprint.gan else []
+        surrogates = [*fingerprint.positives, *fingerprint.negatives]
+        responses = self.responses().values()
+        return [fingerprint.source, *gan, *surrogates, fingerprint, *students, *others, *responses]
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """What the makers of artefacts have at hand in this process."""
+        return Workshop(self.store, self.data, pick_device(self.settings.device))
+
+    def build(self, wanted: Iterable[Spec]) -> None:
+        """Make whatever of `wanted`, or of what it needs, is not in the store."""
+        container = OmegaConf.to_container(self.settings, resolve=True)
+        Pool(self.store, cast(dict[str, Any], container), self.jobs).run(list(wanted))
+
+    @property
+    def jobs(self) -> int:
+        """The number of worker processes."""
+        jobs = self.settings.jobs
+        if jobs is None:
+            return len(os.sched_getaffinity(0))
+        if not isinstance(jobs, int) or jobs < 1:
+            raise UserError(f"jobs: expected a whole number from 1, or null for one per core; got {jobs!r}")
+        return jobs
+
+    def model(self, name: str) -> nn.Module:
+        """Return a suspect by name, built if missing: frozen, in eval mode, [0, 1] images to logits.
+
+        Raises:
+            UserError: there is no such suspect among the selected families.
+        """
+        if name not in self.models:
+            raise unknown("suspect", name, self.models)
+        self.build([self.models[name]])
+        return self.models[name].load(self.workshop)
+
+    def fingerprint(self, method: str | None = None) -> Fingerprint:
+        """Return the fingerprint of a method (default: the selected one), made if missing."""
+        bench = self.using(method)
+        bench.build([bench.fingerprint_spec])
+        return fingerprint_of(bench.store.load(bench.fingerprint_spec))
+
+    def scores(self, method: str | None = None) -> pd.DataFrame:
+        """Return the scores of a method (default: the selected one), one row a suspect, computed if missing.
+
+        Columns: method, source, suspect, family, attack, variant, arch, pirated, mirror_of, score, raw, queries,
+        seed, profile. `score` is in [0, 1], 1 = the same as the source.
+        """
+        from fingerbench.evaluate.run import scores
+
+        bench = self.using(method)
+        bench.build(bench.plan())
+        return scores(bench)
+
+    def using(self, method: str | None) -> Bench:
+        """Return this benchmark with another method."""
+        if method is None:
+            return self
+        overrides = [word for word in self.overrides if not word.startswith("method=")] + [f"method={method}"]
+        return Bench(config.compose(overrides), overrides, self.data)

@@ -1,0 +1,118 @@
+"""Configuration: composed by Hydra from `conf/`, checked before anything runs, turned into typed objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fingerbench.errors import UserError, unknown
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+RESERVED = ("name", "constants")  # keys of a method or data file that describe it and are no constructor arguments
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the configuration for command-line `overrides` such as "method=ipguard".
+
+    Raises:
+        UserError: a name or key that does not exist, with the nearest that do.
+    """
+    with _hydra(), _explained():
+        return hydra_compose("config", overrides=list(overrides))
+
+
+def check(arguments: Iterable[str]) -> None:
+    """Refuse command-line overrides that would not compose, each value of a sweep on its own.
+
+    Raises:
+        UserError: the first that does not, in one line.
+    """
+    words = [word for word in arguments if not word.startswith("-")]
+    with _hydra(), _explained():
+        parsed = OverridesParser.create().parse_overrides(words)
+        swept = [override for override in parsed if override.is_sweep_override()]
+        fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
+        hydra_compose("config", overrides=[line for line in fixed if line is not None])
+        for override in swept:
+            for choice in _choices(override):
+                hydra_compose("config", overrides=[*(line for line in fixed if line is not None), choice])
+
+
+def options(group: str) -> list[str]:
+    """Return the names that a config group knows, such as the methods for "method"."""
+    with _hydra() as hydra:
+        return sorted(hydra.config_loader.get_group_options(group))
+
+
+def build(node: DictConfig, **extra: Any) -> Any:
+    """Return the object that a config node with a `_target_` describes.
+
+    Raises:
+        UserError: the target cannot be imported, or does not take these arguments.
+    """
+    from hydra.utils import instantiate
+
+    plain = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise UserError(f"expected a config node with a _target_, got {plain!r}")
+    arguments = {key: value for key, value in plain.items() if key not in RESERVED}
+    try:
+        return instantiate(arguments, _convert_="all", **extra)
+    except HydraException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"cannot build {plain['_target_']}: {_first_line(cause)}; check its config file") from error
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield GlobalHydra.instance().hydra
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except MissingConfigException as error:
+        raise _missing(error) from None
+    except OverrideParseException as error:
+        raise UserError(f"cannot read {error.override!r}: expected key=value; a list is attack=[prune,noise]") from None
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        raise _misplaced(error) from None
+
+
+def _missing(error: MissingConfigException) -> UserError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    known = GlobalHydra.instance().hydra.config_loader.get_group_options(group) if group else []
+    return unknown(group, name, known) if known else UserError(_first_line(error))
+
+
+def _misplaced(error: Exception) -> UserError:
+    key = getattr(error.__cause__ or error, "full_key", None)
+    if not key or not _first_line(error).startswith("Could not override"):
+        return UserError(_first_line(error))
+    branch = key.rpartition(".")[0]
+    siblings = OmegaConf.select(hydra_compose("config"), branch) if branch else hydra_compose("config")
+    known = [f"{branch}.{name}".lstrip(".") for name in siblings] if isinstance(siblings, DictConfig) else []
+    return unknown("config key", key, known)
+
+
+def _choices(override: Override) -> Iterator[str]:
+    return (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

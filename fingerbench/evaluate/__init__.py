@@ -1,0 +1,1 @@
+"""Judging fingerprints: from the scores of suspects to metrics, tables, figures and reports."""

@@ -1,0 +1,221 @@
+"""Figures: one style and one colour per method everywhere, drawn without pyplot, equal bytes from equal data.
+
+Every function returns a `matplotlib.figure.Figure`; `save` writes it. Colours are those of Okabe and Ito (2008), made
+for colour-blind readers; lines also differ by dashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fingerbench.evaluate import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+}
+COLOURS = {
+    "naturalfinger": "#0072b2",
+    "ipguard": "#d55e00",
+    "metav": "#009e73",
+    "metafinger": "#cc79a7",
+    "freqgan": "#56b4e9",
+    "akh": "#e69f00",
+    "random": "#7f7f7f",
+}
+OTHER_COLOURS = ("#332288", "#117733", "#882255", "#999933", "#661100", "#44aa99", "#aa4466", "#6699cc")
+INK = "#333333"
+ROBUSTNESS: Any = {"linewidth": 1.8}
+UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
+AREA: Any = {"linewidth": 0, "alpha": 0.25}
+
+
+def colour(method: str) -> str:
+    """Return the colour of a method, "#rrggbb"; for one not in COLOURS it follows from the name alone."""
+    digest = hashlib.sha256(method.encode()).digest()
+    return COLOURS.get(method, OTHER_COLOURS[digest[0] % len(OTHER_COLOURS)])
+
+
+def aruc_figure(frame: DataFrame, title: str = "", caption: str = "") -> Figure:
+    """Draw robustness and uniqueness against the threshold; the area that both share, shaded, is the ARUC.
+
+    frame: the scores of one run. title and caption default to the method, and to what `caption_of` says.
+    """
+    method = str(frame["method"].iloc[0])
+    with _figure(5.2, 3.9, caption or caption_of(frame)) as figure:
+        axes = figure.add_subplot()
+        _draw_curves(axes, [frame], colour(method))
+        axes.set_title(f"{title or method}: {_aruc_text([frame])}")
+        axes.set_xlabel("threshold t")
+        axes.set_ylabel("share of models")
+        _legend(figure, colour(method))
+    return figure
+
+
+def aruc_panels(frames: Mapping[str, Sequence[DataFrame]], caption: str = "") -> Figure:
+    """Draw one small panel like `aruc_figure` per method, in the given order.
+
+    frames: method -> the scores of its runs, one per seed. Curves and area are means over the seeds, so that the
+    area equals the mean ARUC.
+    """
+    columns = 2 if len(frames) == 4 else min(3, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    with _figure(max(5.2, 2.9 * columns), 2.5 * rows + 0.5, caption) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for i, (method, runs) in enumerate(frames.items()):
+            axes = grid.flat[i]
+            _draw_curves(axes, runs, colour(method))
+            axes.set_title(f"{method}\n{_aruc_text(runs)}", fontsize=9)
+            if i % columns == 0:
+                axes.set_ylabel("share of models")
+            if i + columns >= len(frames):  # the lowest of its column
+                axes.set_xlabel("threshold t")
+                axes.tick_params(labelbottom=True)
+        for axes in grid.flat[len(frames) :]:
+            axes.remove()
+        _legend(figure, INK)
+    return figure
+
+
+def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "") -> Figure:
+    """Draw ARUC and AUC of every method as bars with intervals, the single seeds as dots.
+
+    means: one row per method, in the order of the bars; seeds: one row per run. Both have the columns method, aruc,
+    auc, in [0, 1]; means also aruc_low, aruc_high, auc_low, auc_high; any may be missing.
+    """
+    with _figure(7.2, 0.45 * len(means) + 0.9, caption) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, metric in ((left, "aruc"), (right, "auc")):
+            _draw_bars(axes, means, seeds, metric)
+            axes.set_xlabel(f"{metric.upper()} (bar: mean, line: 95 % interval, dots: seeds)", fontsize=8)
+    return figure
+
+
+def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: int = 10, caption: str = "") -> Figure:
+    """Draw query images in rows of `columns`, each above its label if there are any.
+
+    queries: (n, c, h, w) in [0, 1], c = 1 or 3, an array or a tensor on the CPU; labels: n of them.
+    """
+    images = np.asarray(queries, dtype=np.float64)
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"expected {len(images)} labels, one for each query, got {len(labels)}")
+    columns = min(columns, len(images))
+    across, down = 1.1, 1.1 if labels is None else 1.3  # from image to image, in sizes of an image
+    rows = math.ceil(len(images) / columns)
+    width = max(4.0, 0.62 * columns)
+    with _figure(width, width * rows * down / (columns * across), caption) as figure:
+        axes = figure.add_subplot()
+        for i, image in enumerate(images):
+            top, left = i // columns * down, i % columns * across
+            pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+            axes.imshow(pixels, extent=(left, left + 1, top + 1, top), interpolation="nearest")
+            if labels is not None:
+                axes.text(left + 0.5, top + 1.03, str(labels[i]), ha="center", va="top", fontsize=6, color=INK)
+        axes.set(xlim=(0, columns * across - 0.1), ylim=(rows * down, 0))
+        axes.set_axis_off()
+    return figure
+
+
+def caption_of(frame: DataFrame) -> str:
+    """Return the line below the figures of one run: data set and source, profile, seed, models, queries."""
+    pirated = frame["pirated"].astype(bool)
+    first = frame.iloc[0]
+    models = f"{pirated.sum()} positives, {(~pirated).sum()} negatives"
+    return f"{first['source']}, profile {first['profile']}, seed {first['seed']}; {models}; {first['queries']} queries"
+
+
+def save(figure: Figure, path: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write `figure` to `path` + "." + each format, making folders as needed; return the files."""
+    import matplotlib as mpl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
+    with mpl.rc_context(STYLE):
+        for file in files:
+            dated = file.suffix == ".pdf"  # a date would make each file differ from the last
+            figure.savefig(file, metadata={"CreationDate": None} if dated else None)
+    return files
+
+
+@contextmanager
+def _figure(width: float, height: float, caption: str) -> Iterator[Figure]:
+    """Give a figure of so many inches to draw on in our style, with `caption` below."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    lines = textwrap.wrap(caption, int(19 * width))  # so many characters of this size fit an inch
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height + 0.15 * len(lines)), layout="constrained")
+        if lines:
+            figure.supxlabel("\n".join(lines), fontsize=7, color=INK)
+        yield figure
+
+
+def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
+    """Draw the mean curves of `runs`: exact steps, each value holding from the last breakpoint up to its own."""
+    scores = [metrics.sides(run) for run in runs]
+    t = metrics.breakpoints(*(side for pair in scores for side in pair))
+    both = np.array([metrics.curves(positive, negative, t) for positive, negative in scores])
+    robustness, uniqueness = both.mean(axis=0)
+    area = both.min(axis=1).mean(axis=0)
+    axes.fill_between(t, area, step="pre", color=shade, **AREA)
+    axes.plot(t, robustness, drawstyle="steps-pre", color=shade, **ROBUSTNESS)
+    axes.plot(t, uniqueness, drawstyle="steps-pre", color=INK, **UNIQUENESS)
+    axes.set(xlim=(0, 1), ylim=(0, 1.03))
+
+
+def _draw_bars(axes: Axes, means: DataFrame, seeds: DataFrame, metric: str) -> None:
+    places = {method: i for i, method in enumerate(means["method"])}
+    axes.barh(list(places.values()), means[metric], color=[colour(m) for m in places], alpha=0.75, height=0.62)
+    ends = means[f"{metric}_low"], means[f"{metric}_high"]
+    for ink, linewidth in (("white", 3.0), (INK, 1.4)):  # the white edge parts the line from a dark bar
+        axes.hlines(list(places.values()), *ends, color=ink, linewidth=linewidth)
+    rows = [places[method] + 0.18 for method in seeds["method"]]  # below the line, not on it
+    axes.scatter(seeds[metric], rows, s=11, facecolor="white", edgecolor=INK, linewidth=0.8, zorder=3, clip_on=False)
+    axes.set_yticks(list(places.values()), list(places))
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(0, 1), ylim=(len(places) - 0.5, -0.5))
+    axes.grid(visible=False, axis="y")
+
+
+def _aruc_text(runs: Sequence[DataFrame]) -> str:
+    values = [metrics.aruc(*metrics.sides(run)) for run in runs]
+    if any(math.isnan(value) for value in values):
+        return "ARUC undefined, one side is empty"
+    return f"ARUC {np.mean(values):.3f}" + (f", mean of {len(values)} seeds" if len(values) > 1 else "")
+
+
+def _legend(figure: Figure, shade: str) -> None:
+    """Put the legend above the axes, where it hides no data."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = [
+        Line2D([], [], color=shade, label="robustness R(t)", **ROBUSTNESS),
+        Line2D([], [], color=INK, label="uniqueness U(t)", **UNIQUENESS),
+        Patch(color=shade, label="shared area = ARUC", **AREA),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)

@@ -1,0 +1,269 @@
+"""Many runs in one comparison: a table (csv, md, LaTeX) and figures of methods side by side.
+
+Only like is compared with like: runs must agree in data set, source, profile, suspects and, as far as their manifests
+tell, in the very models.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fingerbench.errors import UserError
+from fingerbench.evaluate import metrics, plots, tables
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+COLUMNS = (
+    *("method", "source", "suspect", "family", "attack", "variant", "arch", "pirated", "mirror_of"),
+    *("score", "raw", "queries", "seed", "profile"),
+)
+PER_RUN = ("method", "source", "seed", "profile")  # columns with one value in all rows of a run
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The results of one run, read back from its folder."""
+
+    folder: Path
+    scores: DataFrame  # as `read_scores` gives them
+    row: dict[str, Any]  # its row of the comparison
+    time: datetime.datetime
+    models: str  # which models were judged: a digest of their store keys, empty if the manifest has none
+
+    def identity(self) -> dict[str, str]:
+        """Return what must be equal in all runs of a comparison, by name, in words."""
+        first = self.scores.iloc[0]
+        suspects = self.scores[["suspect", "pirated", "mirror_of"]].sort_values("suspect").to_csv(index=False)
+        families = ", ".join(self.scores["family"].unique())
+        return {
+            "data sets or sources": first["source"],
+            "profiles": first["profile"],
+            "suspects": f"{len(self.scores)} suspects of {families} [{_digest(suspects)}]",
+            "models": f"models [{self.models}]",
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A written comparison: its table as `comparison` returns it, its files, and what the reader should know."""
+
+    table: DataFrame
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def report(runs: Sequence[Path], out: Path) -> Report:
+    """Compare the runs in the folders `runs`, and below them, and write the comparison into the folder `out`.
+
+    Files: comparison.csv (unrounded), comparison.md, comparison.tex, figures/comparison.{png,pdf} and
+    figures/aruc_panels.{png,pdf}. UserError: no run, a damaged run, runs that must not be compared, or `out` cannot
+    be written.
+    """
+    found = [load(folder) for folder in find(runs)]
+    refuse_mixtures(found)
+    kept, notes = newest(found)
+    table = comparison(kept)
+    try:
+        files = _write(table, kept, notes, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the report: {error.strerror}; choose another folder") from error
+    return Report(table, tuple(files), tuple(notes))
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """Return the folders with results, each once, at or below `paths`; UserError if a path has none."""
+    folders: set[Path] = set()
+    for path in paths:
+        here = {file.parent for name in ("scores.csv", "metrics.json") for file in path.resolve().rglob(name)}
+        if not here:
+            what = "no run with scores.csv in it" if path.is_dir() else "no such folder"
+            raise UserError(f"{path}: {what}; give folders of runs, or a folder that holds them")
+        folders |= here
+    if not folders:
+        raise UserError("expected at least one folder of runs, got none")
+    return sorted(folders)
+
+
+def load(folder: Path) -> Run:
+    """Read scores.csv, metrics.json and manifest.json of one run; UserError if one is missing, damaged or at odds."""
+    scores = read_scores(folder / "scores.csv")
+    results, manifest = _read_json(folder / "metrics.json"), _read_json(folder / "manifest.json")
+    positive, negative = metrics.sides(scores)
+    try:
+        row = _row(scores, results)
+        same = results["n"] == {"positives": len(positive), "negatives": len(negative)}
+        same &= bool(np.isclose(row["aruc"], metrics.aruc(positive, negative), rtol=0, atol=1e-9, equal_nan=True))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder / "metrics.json", f"not the metrics of a run ({error!r})") from error
+    if not same:
+        raise _damaged(folder / "metrics.json", "not the metrics of scores.csv beside it")
+    try:
+        time = datetime.datetime.fromisoformat(manifest["time"])
+        models = manifest.get("store", {}).get("suspects")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder / "manifest.json", f"not the manifest of a run ({error!r})") from error
+    time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+    return Run(folder, scores, row, time, _digest(json.dumps(models, sort_keys=True)) if models else "")
+
+
+def read_scores(path: Path) -> DataFrame:
+    """Read a scores.csv: COLUMNS, one row a suspect; texts stay texts ("0.1"), empty ones are missing.
+
+    pirated is bool, score and raw float64, queries and seed int64. UserError: missing or damaged.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])[list(COLUMNS)]
+        frame["pirated"] = frame["pirated"].map({"True": True, "False": False}).astype("boolean").to_numpy(bool)
+        frame = frame.astype({"score": float, "raw": float, "queries": int, "seed": int})
+        metrics.snapped(frame["score"])
+    except OSError as error:
+        raise _damaged(path, str(error.strerror)) from error
+    except (ValueError, KeyError) as error:
+        raise _damaged(path, f"not the scores of a run ({error})") from error
+    mixed = [name for name in PER_RUN if frame[name].nunique(dropna=False) != 1]
+    if mixed:
+        raise _damaged(path, f"expected one value in all rows of {', '.join(mixed)}")
+    if frame["suspect"].duplicated().any() or frame[["suspect", "family"]].isna().any(axis=None):
+        raise _damaged(path, "expected a family in every row, and a suspect that occurs once")
+    return frame
+
+
+def refuse_mixtures(runs: Sequence[Run]) -> None:
+    """Raise UserError, naming the runs, if they do not agree in all of `Run.identity`."""
+    identities = [run.identity() for run in runs]
+    for aspect in identities[0]:
+        groups: dict[str, list[str]] = {}
+        for run, identity in zip(runs, identities, strict=True):
+            groups.setdefault(identity[aspect], []).append(str(run.folder))
+        if len(groups) > 1:
+            parts = [f"{value}: {', '.join(folders)}" for value, folders in groups.items()]
+            raise UserError(f"cannot compare runs with different {aspect}; report them apart. {'; '.join(parts)}")
+
+
+def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return the newest run of every method and seed, by the time in its manifest, and a note on each left out."""
+    kept: dict[tuple[str, int], Run] = {}
+    notes = []
+    for run in sorted(runs, key=lambda r: (r.time, r.folder), reverse=True):
+        method, seed = run.row["method"], run.row["seed"]
+        best = kept.setdefault((method, seed), run)
+        if best is not run:
+            notes.append(f"{method}, seed {seed}: left out {run.folder}, as {best.folder} is newer")
+    return list(kept.values()), notes
+
+
+def comparison(runs: Sequence[Run]) -> DataFrame:
+    """Return the comparison table, unrounded: one row per run, and per method with several seeds one "mean" below.
+
+    Columns: method, seed (text), queries, aruc, aruc_low, aruc_high, auc, auc_low, auc_high, tpr_at_1fpr,
+    tpr_at_5fpr, separating_low, separating_high, margin_FAMILY...; the best mean ARUC first. The intervals of a mean
+    come from a bootstrap that draws the same suspects for all seeds; separating thresholds of a "mean" separate under
+    every seed. Undefined values are missing.
+    """
+    import pandas as pd
+
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda r: (r.row["method"], r.row["seed"])):
+        groups.setdefault(run.row["method"], []).append(run)
+    blocks = [
+        [*(run.row for run in group), *([_mean_row(group)] if len(group) > 1 else [])] for group in groups.values()
+    ]
+    blocks.sort(key=lambda rows: -np.nan_to_num(rows[-1]["aruc"], nan=-1.0))
+    return pd.DataFrame([{**row, "seed": str(row["seed"])} for rows in blocks for row in rows])
+
+
+def _row(scores: DataFrame, results: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of one run; its numbers are those that the run itself wrote."""
+    first = scores.iloc[0]
+    row: dict[str, Any] = {
+        "method": first["method"],
+        "seed": int(first["seed"]),
+        "queries": int(first["queries"]),
+    }
+    for name in ("aruc", "auc"):
+        row[name] = _number(results[name])
+        row[f"{name}_low"], row[f"{name}_high"] = map(_number, results[f"{name}_interval"] or (None, None))
+    row |= {name: _number(results[name]) for name in ("tpr_at_1fpr", "tpr_at_5fpr")}
+    row["separating_low"], row["separating_high"] = map(_number, results["separating_interval"] or (None, None))
+    margins = {f"margin_{family}": values["margin"] for family, values in results["families"].items()}
+    return row | {name: _number(margin) for name, margin in margins.items() if margin is not None}
+
+
+def _mean_row(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the mean of the runs of one method with several seeds over the same suspects."""
+    rows = [run.row for run in runs]
+    order = runs[0].scores["suspect"]
+    aligned = [run.scores.set_index("suspect").loc[order] for run in runs]
+    positive, negative = (np.stack(side) for side in zip(*(metrics.sides(a) for a in aligned), strict=True))
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name not in ("method", "seed")}
+    for name, statistic in (("aruc", metrics.aruc), ("auc", metrics.auc)):
+        ends = metrics.bootstrap(metrics.mean_over_runs(statistic), positive, negative)
+        mean[f"{name}_low"], mean[f"{name}_high"] = ends
+    low, high = (f(row[key] for row in rows) for f, key in ((max, "separating_low"), (min, "separating_high")))
+    separates = not np.isnan(mean["separating_low"]) and low < high
+    mean["separating_low"], mean["separating_high"] = (low, high) if separates else (np.nan, np.nan)
+    return {"method": rows[0]["method"], "seed": "mean", **mean}
+
+
+def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Path) -> list[Path]:
+    totals, margins = tables.comparison_tables(table)
+    caption = _caption(runs)
+    legend = f"{caption}. In brackets 95 % bootstrap intervals; separating: thresholds without error."
+    captions = (legend, f"Matching-rate margins, mean over each family; {caption}.")
+    files = [out / f"comparison.{suffix}" for suffix in ("csv", "md", "tex")]
+    lines = ["# Comparison", captions[0], tables.markdown(totals), captions[1], tables.markdown(margins)]
+    lines += [f"Note: {note}" for note in notes]
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(files[0], index=False)
+    files[1].write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    latex = (
+        tables.latex(totals, captions[0], "tab:comparison"),
+        tables.latex(margins, captions[1], "tab:margins"),
+    )
+    files[2].write_text("\n".join(latex), encoding="utf-8")
+    best = table.groupby("method", sort=False).tail(1)  # the mean, or the only seed
+    panels = {m: [run.scores for run in runs if run.row["method"] == m] for m in best["method"]}
+    figure = plots.comparison_figure(best, table[table["seed"] != "mean"], caption)
+    files += plots.save(figure, out / "figures" / "comparison")
+    return files + plots.save(plots.aruc_panels(panels, caption), out / "figures" / "aruc_panels")
+
+
+def _caption(runs: Sequence[Run]) -> str:
+    first = runs[0].scores.iloc[0]
+    positive, negative = metrics.sides(runs[0].scores)
+    seeds = sorted({run.row["seed"] for run in runs})
+    which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    models = f"{len(positive)} positives, {len(negative)} negatives"
+    return f"{first['source']}, profile {first['profile']}, {which}; {models}"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _damaged(path, str(error.strerror)) from error
+    except ValueError as error:
+        raise _damaged(path, f"not JSON ({error})") from error
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: {why}; run the command of this folder again, or leave the folder out of the report")
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

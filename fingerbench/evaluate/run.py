@@ -1,0 +1,136 @@
+"""One run: build what is missing, score every suspect, write the tables, figures and the manifest of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from fingerbench.bench import Bench
+from fingerbench.evaluate import plots, tables
+from fingerbench.evaluate.metrics import summary
+from fingerbench.evaluate.specs import fingerprint_of, summary_of
+from fingerbench.manifest import manifest
+from fingerbench.records import Fingerprint, Suspect
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+def run(bench: Bench, folder: Path) -> pd.DataFrame:
+    """Evaluate the selected method on the selected suspects and write everything into `folder`.
+
+    Files: scores.csv, models.csv, metrics.json, manifest.json, fingerprint.safetensors, figures/aruc.{png,pdf},
+    figures/queries.png. Returns the scores.
+    """
+    began = time.perf_counter()
+    bench.build(bench.plan())
+    built = time.perf_counter()
+    facts = bench.store.facts(bench.fingerprint_spec)
+    log.info("%s", summary_of(facts))
+    frame = scores(bench)
+    metrics = summary(frame) | {"fingerprint": facts}
+    fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "scores.csv", index=False)
+    models(bench).to_csv(folder / "models.csv", index=False)
+    _write_json(folder / "metrics.json", metrics)
+    safetensors.torch.save_file(dict(fingerprint.tensors()), folder / "fingerprint.safetensors")
+    draw(frame, fingerprint, folder / "figures")
+    seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
+    _write_json(folder / "manifest.json", describe(bench, seconds))
+    title = f"{bench.settings.method.name} on {bench.settings.data.name}"
+    Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
+    log.info("files and figures: %s", folder)
+    return frame
+
+
+def scores(bench: Bench) -> pd.DataFrame:
+    """Return one row a suspect, from stored responses alone. See `Bench.scores` for the columns."""
+    import pandas as pd
+
+    fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
+    raw = getattr(bench.method, "raw", bench.method.similarity)
+    responses = bench.responses()
+    rows = []
+    for suspect in bench.suspects:
+        answers = bench.store.load(responses[suspect.name]).tensors["answers"]
+        row = _identity(bench, suspect)
+        row["score"] = bench.method.similarity(fingerprint, answers)
+        row["raw"] = raw(fingerprint, answers)
+        row |= {"queries": len(fingerprint), "seed": bench.settings.seed, "profile": bench.settings.profile}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _identity(bench: Bench, suspect: Suspect) -> dict[str, Any]:
+    return {
+        "method": bench.settings.method.name,
+        "source": f"{bench.settings.data.name}/{bench.settings.zoo.source}",
+        "suspect": suspect.name,
+        "family": suspect.family,
+        "attack": suspect.attack,
+        "variant": suspect.variant,
+        "arch": suspect.architecture,
+        "pirated": suspect.pirated,
+        "mirror_of": suspect.mirror_of,
+    }
+
+
+def models(bench: Bench) -> pd.DataFrame:
+    """Return the record of every selected model and surrogate: accuracy, agreement with its parent, seconds, keys."""
+    import pandas as pd
+
+    spec = bench.fingerprint_spec
+    every = {s.key: s for s in [*bench.models.values(), *spec.positives, *spec.negatives]}
+    return pd.DataFrame([{**bench.store.facts(s), "key": key} for key, s in every.items()])
+
+
+def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
+    """Draw figures/aruc and figures/queries."""
+    caption = plots.caption_of(frame)
+    plots.save(plots.aruc_figure(frame, caption=caption), folder / "aruc")
+    labels = fingerprint.state["labels"].tolist() if "labels" in fingerprint.state else None
+    grid = plots.query_grid(fingerprint.queries.numpy(), labels=labels, caption=caption)
+    plots.save(grid, folder / "queries", formats=("png",))
+
+
+def describe(bench: Bench, seconds: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of the run."""
+    spec = bench.fingerprint_spec
+    keys: dict[str, Any] = {name: model.key for name, model in bench.models.items()}
+    return manifest(
+        config=OmegaConf.to_container(bench.settings, resolve=True),
+        seeds={"method": bench.settings.seed, "zoo": bench.settings.zoo.seed},
+        data_sha256=spec.data,
+        seconds=seconds,
+        store={
+            "root": bench.settings.store,
+            "fingerprint": spec.key,
+            "gan": spec.gan.key if spec.gan else None,
+            "surrogates": {s.name: s.key for s in [*spec.positives, *spec.negatives]},
+            "suspects": keys,
+        },
+    )
+
+
+def _seconds(bench: Bench) -> dict[str, float]:
+    """Return the seconds of work that each kind of artefact took when it was made, now or earlier."""
+    total: Counter[str] = Counter()
+    spec = bench.fingerprint_spec
+    for made in {s.key: s for s in [spec, *spec.needs(), *bench.models.values()]}.values():
+        total[made.kind] += bench.store.facts(made)["seconds"]
+    return dict(total)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

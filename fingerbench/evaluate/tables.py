@@ -1,0 +1,166 @@
+"""Tables of results: as data frames with unrounded numbers, and shown in the terminal, Markdown or LaTeX.
+
+In what is shown the first column names the row and stands to the left, all others to the right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.console import Group
+    from rich.table import Table
+
+NOTHING = "-"
+NOTE = "negatives of an attack are its mirrors; AUC of a family is against all negatives"
+TOTALS_NOTE = "intervals of ARUC and AUC: 95 % bootstrap; value of the separating thresholds: their width"
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"$<$",
+        ">": r"$>$",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    }
+)
+
+
+def family_table(summary: Mapping[str, Any]) -> DataFrame:
+    """Return one row per family of `metrics.summary`, in its order, unrounded; missing where undefined.
+
+    Columns: family, n+, n- (models), positives, negatives (mean scores), margin, AUC.
+    """
+    import pandas as pd
+
+    names = {
+        "n_positives": "n+",
+        "n_negatives": "n-",
+        "positives": "positives",
+        "negatives": "negatives",
+        "margin": "margin",
+        "auc": "AUC",
+    }
+    rows = [
+        {"family": family, **{name: values[key] for key, name in names.items()}}
+        for family, values in summary["families"].items()
+    ]
+    return pd.DataFrame(rows, columns=["family", *names.values()])
+
+
+def totals_table(summary: Mapping[str, Any]) -> DataFrame:
+    """Return the totals of `metrics.summary`, unrounded: columns metric, value, low, high; missing where undefined.
+
+    low and high bound the 95 % bootstrap interval; those of "separating thresholds", whose value is the width, are
+    the interval itself.
+    """
+    import pandas as pd
+
+    low, high = summary["separating_interval"] or (None, None)
+    width = None if low is None or high is None else high - low
+    rows = [
+        ("ARUC", summary["aruc"], *(summary["aruc_interval"] or (None, None))),
+        ("AUC", summary["auc"], *(summary["auc_interval"] or (None, None))),
+        ("TPR at 1 % FPR", summary["tpr_at_1fpr"], None, None),
+        ("TPR at 5 % FPR", summary["tpr_at_5fpr"], None, None),
+        ("separating thresholds", width, low, high),
+    ]
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
+
+
+def results(summary: Mapping[str, Any], title: str) -> Group:
+    """Return the families and below them the totals of `metrics.summary`, for `rich.console.Console.print`."""
+    from rich.console import Group
+
+    n = summary["n"]
+    totals = totals_table(summary)
+    *intervals, thresholds = totals[["low", "high"]].to_numpy(float).tolist()
+    totals["interval"] = [*(spread(low, high) for low, high in intervals), spread(thresholds[0], thresholds[1], "(]")]
+    models = f"{n['positives']} positives, {n['negatives']} negatives"
+    return Group(
+        terminal(family_table(summary), title, NOTE),
+        terminal(totals[["metric", "value", "interval"]], models, TOTALS_NOTE),
+    )
+
+
+def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """Return the totals, with intervals as text, and the margins per family of `report.comparison`, to be shown."""
+
+    def estimates(name: str) -> list[str]:
+        return [estimate(*values) for values in table[[name, f"{name}_low", f"{name}_high"]].to_numpy().tolist()]
+
+    totals = table[["method", "seed"]].assign(queries=[f"{n:g}" for n in table["queries"]])
+    totals["ARUC"], totals["AUC"] = estimates("aruc"), estimates("auc")
+    totals["TPR at 1 % FPR"], totals["TPR at 5 % FPR"] = table["tpr_at_1fpr"], table["tpr_at_5fpr"]
+    separating = table[["separating_low", "separating_high"]].to_numpy().tolist()
+    totals["separating"] = [spread(low, high, "(]") for low, high in separating]
+    families = [name for name in table.columns if name.startswith("margin_")]
+    margins = table[["method", "seed", *families]].rename(columns=lambda name: name.removeprefix("margin_"))
+    return totals, margins
+
+
+def cell(value: object) -> str:
+    """Return `value` as a table shows it: floats with three decimals, a dash for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NOTHING
+    return f"{value:z.3f}" if isinstance(value, float) else str(value)
+
+
+def spread(low: float | None, high: float | None, brackets: str = "[]") -> str:
+    """Return an interval as a table shows it, a dash if an end is missing; "(]" leaves out the low end itself."""
+    if NOTHING in (cell(low), cell(high)):
+        return NOTHING
+    return f"{brackets[0]}{cell(low)}, {cell(high)}{brackets[1]}"
+
+
+def estimate(value: float | None, low: float | None, high: float | None) -> str:
+    """Return a number with its interval as a table shows it, without the interval if that is missing."""
+    interval = spread(low, high)
+    return cell(value) if interval == NOTHING else f"{cell(value)} {interval}"
+
+
+def terminal(frame: DataFrame, title: str = "", caption: str = "") -> Table:
+    """Return `frame` as a rich table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, so that a "[" in a title or a cell is no markup
+    table = Table(title=Text(title) if title else None, caption=Text(caption) if caption else None)
+    for i, name in enumerate(frame.columns):
+        table.add_column(Text(str(name)), justify="right" if i else "left")
+    for row in _cells(frame)[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def markdown(frame: DataFrame) -> str:
+    """Return `frame` as a pipe table, without a newline at the end."""
+    head, *body = [[c.replace("|", r"\|") for c in row] for row in _cells(frame)]
+    rule = [":---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *body])
+
+
+def latex(frame: DataFrame, caption: str, label: str) -> str:
+    """Return `frame` as a LaTeX table with booktabs rules, all text escaped; it needs the package booktabs."""
+    layout = "l" + "r" * (len(frame.columns) - 1)
+    head, *body = [
+        " & ".join("--" if c == NOTHING else c.translate(_LATEX) for c in row) + r" \\" for row in _cells(frame)
+    ]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{caption.translate(_LATEX)}}}",
+        rf"\label{{{label}}}",
+    ]
+    lines += [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _cells(frame: DataFrame) -> list[list[str]]:
+    """Return the header and the rows as shown; `astype(object)` keeps integers integers."""
+    rows = frame.astype(object).itertuples(index=False)
+    return [[str(name) for name in frame.columns], *([cell(value) for value in row] for row in rows)]

@@ -1,0 +1,193 @@
+"""Building in parallel: one process per worker, each told what to make next, none waiting on another's list.
+
+A worker is `python -m fingerbench.worker`: it hears keys on its standard input and answers on its standard output. It
+ends when its input does, so no worker outlives the process that started it, however that one ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from fingerbench.errors import UserError
+from fingerbench.progress import Progress
+from fingerbench.store import Spec, Store
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5  # until a model that another process is making is looked at again
+
+
+class BuildError(RuntimeError):
+    """A worker failed or died; the message holds what it said."""
+
+
+class Pool:
+    """Worker processes that make what is missing in a store."""
+
+    def __init__(self, store: Store, settings: dict[str, Any], jobs: int) -> None:
+        self.store = store
+        self.settings = settings
+        self.jobs = jobs
+        self._change = threading.Condition()
+        self._todo: dict[str, Spec] = {}
+        self._running: dict[str, Spec] = {}
+        self._retry: dict[str, float] = {}
+        self._made: Counter[str] = Counter()
+        self._error: Exception | None = None
+        self._workers: list[subprocess.Popen[str]] = []
+
+    def run(self, wanted: Sequence[Spec]) -> None:
+        """Make what is missing of `wanted` and of what that needs, in this order as far as parents allow.
+
+        Raises:
+            UserError: the user's to mend, such as a full disk.
+            BuildError: a maker failed; everything finished until then is kept.
+        """
+        found = self._take_stock(wanted)
+        missing = Counter(spec.kind for spec in self._todo.values())
+        log.info("store %s: %s", self.store.root, _stock(found, missing))
+        if not self._todo:
+            return
+        progress = Progress({kind: (found[kind], found[kind] + missing[kind]) for kind in missing})
+        threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(min(self.jobs, len(self._todo)))]
+        try:
+            with progress:
+                for thread in threads:
+                    thread.start()
+                while any(thread.is_alive() for thread in threads):
+                    threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
+                    progress.show(found + self._made, [spec.label for spec in list(self._running.values())])
+        finally:
+            self._stop()
+        if self._error:
+            raise self._error
+
+    def _take_stock(self, wanted: Sequence[Spec]) -> Counter[str]:
+        found: Counter[str] = Counter()
+        seen: set[str] = set()
+        stack = list(reversed(wanted))
+        while stack:
+            spec = stack.pop()
+            if spec.key in seen:
+                continue
+            if self.store.has(spec):
+                trouble = self.store.verify(spec)
+                if trouble is None:
+                    seen.add(spec.key)
+                    found[spec.kind] += 1
+                    continue
+                log.warning("damaged: %s", trouble)
+            parents = [parent for parent in spec.needs() if parent.key not in seen]
+            if parents:
+                stack += [spec, *reversed(parents)]
+                continue
+            seen.add(spec.key)
+            self._todo[spec.key] = spec
+        return found
+
+    def _serve(self) -> None:
+        worker = self._start()
+        try:
+            while (spec := self._next()) is not None:
+                self._handle(spec, self._ask(worker, spec))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the main thread raises it
+            self._fail(error)
+
+    def _next(self) -> Spec | None:
+        with self._change:
+            while self._todo or self._running:
+                if self._error:
+                    return None
+                spec = self._ready()
+                if spec:
+                    self._running[spec.key] = self._todo.pop(spec.key)
+                    return spec
+                self._change.wait(RETRY_S)
+            return None
+
+    def _ready(self) -> Spec | None:
+        unfinished = self._todo.keys() | self._running.keys()
+        now = time.monotonic()
+        for key, spec in self._todo.items():
+            if self._retry.get(key, 0) <= now and not any(need.key in unfinished for need in spec.needs()):
+                return spec
+        return None
+
+    def _start(self) -> subprocess.Popen[str]:
+        threads = str(self.settings["threads"])
+        # A library that spins at barriers for idle threads makes two busy processes many times slower than one.
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        command = [sys.executable, "-m", "fingerbench.worker"]
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+        )
+        self._workers.append(worker)
+        _say(worker, json.dumps(self.settings))
+        return worker
+
+    def _ask(self, worker: subprocess.Popen[str], spec: Spec) -> dict[str, Any]:
+        _say(worker, spec.key)
+        assert worker.stdout is not None
+        line = worker.stdout.readline()
+        if not line:
+            code = worker.wait()
+            raise BuildError(
+                f"a worker died with exit code {code} while making {spec.label}; killed by the system (code -9) often "
+                "means out of memory: try fewer jobs=; the same command goes on where it was"
+            )
+        return json.loads(line)
+
+    def _handle(self, spec: Spec, reply: dict[str, Any]) -> None:
+        with self._change:
+            self._running.pop(spec.key)
+            if reply["status"] == "busy":
+                self._todo[spec.key] = spec
+                self._retry[spec.key] = time.monotonic() + RETRY_S
+            elif reply["status"] == "failed":
+                error = UserError if reply["user"] else BuildError
+                self._error = self._error or error(reply["error"])
+            else:
+                self._made[spec.kind] += 1
+                log.debug("%s: %s", spec.label, reply["status"])
+            self._change.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        with self._change:
+            self._error = self._error or error
+            self._change.notify_all()
+
+    def _stop(self) -> None:
+        with self._change:
+            self._error = self._error or None
+            self._todo.clear()
+            self._change.notify_all()
+        for worker in self._workers:
+            assert worker.stdin is not None
+            worker.stdin.close()
+        for worker in self._workers:
+            worker.wait()
+
+
+def _say(worker: subprocess.Popen[str], line: str) -> None:
+    assert worker.stdin is not None
+    try:
+        worker.stdin.write(line + "\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        return  # it died; reading its answer tells
+
+
+def _stock(found: Counter[str], missing: Counter[str]) -> str:
+    kinds = [kind for kind in ("gan", "model", "fingerprint", "response") if found[kind] or missing[kind]]
+    counts = (f"{found[kind]} of {found[kind] + missing[kind]} {kind}s" for kind in kinds)
+    return "found " + ", ".join(counts) + (f"; making {missing.total()}" if missing else "; nothing to make")

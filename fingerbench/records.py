@@ -1,0 +1,141 @@
+"""The nouns of the benchmark: plain frozen records that pass between its rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Half = Literal["A", "B"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split of a data set, wholly in memory.
+
+    x: uint8 (n, c, h, w), 0 to 255; y: int64 (n,), class numbers from 0.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def pixels(self) -> Tensor:
+        """Return every image as float32 (n, c, h, w) in [0, 1], the range that models take."""
+        return self.x.float() / 255
+
+    def to(self, device: torch.device | str) -> Images:
+        """Return the same images on `device`."""
+        return Images(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything a zoo is made from. The splits `a`, `b`, `finetune` and `test` are disjoint.
+
+    a: the owner's half; b: the half of independent parties; finetune: the labelled images of a thief who modifies
+    a stolen model; test: held out, for accuracies; transfer: images of a similar but different domain for knockoff,
+    whose labels are meaningless.
+    """
+
+    name: str
+    classes: int
+    a: Images
+    b: Images
+    finetune: Images
+    test: Images
+    transfer: Images
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of one image."""
+        c, h, w = self.a.x.shape[1:]
+        return c, h, w
+
+    def half(self, half: Half) -> Images:
+        """Return half "A" (the owner's) or "B" (everybody else's)."""
+        return self.a if half == "A" else self.b
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One model under suspicion, and the truth about it. Parties other than the evaluator see none of this."""
+
+    name: str
+    family: str
+    attack: str | None  # what made it of its parent; None: trained from scratch
+    variant: str | None  # which of the attack's settings; None where there is but one
+    architecture: str
+    parent: str | None  # name of the model it was made of
+    half: Half
+    pirated: bool  # True: positive, stolen from the source; False: negative, independent of it
+    mirror_of: str | None  # name of the positive that underwent the same attack
+
+
+@dataclass(frozen=True)
+class Gan:
+    """A trained class-conditional generator and its discriminator, frozen.
+
+    generator: (z (n, latent), labels int64 (n,)) -> images (n, c, h, w) in [-1, 1];
+    discriminator: (images in [-1, 1], labels) -> (n,), larger = more real.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    latent: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a fingerprinting method may see. There is no suspect in it.
+
+    Models are frozen, in eval mode, on `device`, and map float32 (n, c, h, w) in [0, 1] to logits (n, classes).
+    """
+
+    source: nn.Module
+    train: Images  # the owner's training images
+    heldout: Images  # labelled images of the owner that no model was trained on
+    positives: tuple[nn.Module, ...]  # surrogates derived from the source, the source included
+    negatives: tuple[nn.Module, ...]  # surrogates trained without it
+    gan: Gan | None
+    classes: int
+    budget: int  # number of queries asked for
+    device: torch.device
+    generator: torch.Generator  # on the CPU; the only source of randomness a method needs
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a method asks of suspects, and what it needs to judge the answers. Tensors and plain numbers only.
+
+    queries: float32 (n, c, h, w) in [0, 1], n >= 1; state: named tensors for `similarity`, such as "labels";
+    yields: counts of candidates on the way, such as tried and screened; note: why there are fewer queries than
+    asked for, empty if there are not.
+    """
+
+    queries: Tensor
+    state: Mapping[str, Tensor]
+    yields: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        q = self.queries
+        if q.ndim != 4 or q.dtype != torch.float32 or len(q) == 0:
+            raise ValueError(
+                f"queries: expected float32 (n, c, h, w), n >= 1; got {q.dtype} {tuple(q.shape)}"
+            )
+        if not bool(torch.isfinite(q).all()) or float(q.min()) < 0 or float(q.max()) > 1:
+            raise ValueError(f"queries: expected values in [0, 1], got {float(q.min())} to {float(q.max())}")
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor by name, the queries first."""
+        yield "queries", self.queries
+        yield from self.state.items()

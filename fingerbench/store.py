@@ -1,0 +1,253 @@
+"""The store: the only cache. Whatever took time to make lives here once, under a key of what it was made from.
+
+An artefact is a folder `KIND/KEY` with `payload.safetensors` and `record.json`. It is written elsewhere and renamed
+into place, so what exists is complete, and both files carry checksums, so what is damaged is found. A file lock per
+key keeps two processes from making the same thing twice; it only saves work, nothing breaks without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from fingerbench.errors import UserError
+
+SCHEMA = 1
+PAYLOAD, RECORD = "payload.safetensors", "record.json"
+UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+
+
+class DamagedError(Exception):
+    """A stored artefact does not match its checksums; the message names it and says how."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to make: the typed, complete description of one artefact.
+
+    Every field takes part in the key, except those declared with `field(compare=False)`. Fields that are specs
+    themselves, or tuples of specs, are what this artefact is made of.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int]  # bump by hand when the same spec comes to mean something else
+
+    @cached_property
+    def key(self) -> str:
+        """The sha256 of this description, in which each parent stands as its own key."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the description as plain data."""
+        return {"kind": self.kind, "version": self.version, **_fields(self)}
+
+    def needs(self) -> tuple[Spec, ...]:
+        """Return the specs of the artefacts this one is made of."""
+        values = (getattr(self, f.name) for f in fields(self))
+        flat = (item for value in values for item in (value if isinstance(value, tuple) else (value,)))
+        return tuple(item for item in flat if isinstance(item, Spec))
+
+    @property
+    def label(self) -> str:
+        """A short name for people."""
+        return f"{self.kind} {self.key[:8]}"
+
+    def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Make the artefact: its tensors, and plain facts for the record."""
+        raise NotImplementedError
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    hints = get_type_hints(type(value))
+    plain = {}
+    for f in fields(value):
+        if f.compare:
+            item = getattr(value, f.name)
+            # YAML reads 10 and 10.0 as different types; the annotation decides, so that both give one key.
+            plain[f.name] = float(item) if hints[f.name] is float and isinstance(item, int) else _plain(item)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.key
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **_fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a spec may hold plain values, dataclasses and specs; got {type(value).__name__}")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What the store gives back: tensors and the record written beside them."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The plain facts its maker noted."""
+        return self.record["facts"]
+
+
+class Store:
+    """A folder of artefacts, shared by any number of processes."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+
+    def path(self, spec: Spec) -> Path:
+        """Return the folder where the artefact is, or would be."""
+        return self.root / spec.kind / spec.key
+
+    def has(self, spec: Spec) -> bool:
+        """Tell whether the artefact is there; it is not read."""
+        return (self.path(spec) / RECORD).is_file()
+
+    def load(self, spec: Spec, device: torch.device | str = "cpu") -> Artefact:
+        """Read an artefact, every byte checked.
+
+        Raises:
+            KeyError: it is not there.
+            DamagedError: it does not match its checksums.
+        """
+        record, payload = self._read(spec)
+        tensors = safetensors.torch.load(payload)
+        return Artefact({name: tensor.to(device) for name, tensor in tensors.items()}, record)
+
+    def facts(self, spec: Spec) -> dict[str, Any]:
+        """Read the facts noted about an artefact, without its tensors."""
+        return self._record(spec)["facts"]
+
+    def verify(self, spec: Spec) -> str | None:
+        """Check a stored artefact; a damaged one is set aside. Returns what was wrong, or None."""
+        try:
+            self._read(spec)
+        except DamagedError as error:
+            aside = self.root / "damaged" / f"{spec.kind}-{spec.key[:16]}-{time.time_ns()}"
+            with self.writing():
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                self.path(spec).rename(aside)
+            return f"{error}; set aside in {aside}, to be rebuilt"
+        return None
+
+    def save(self, spec: Spec, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Publish an artefact: all of it, or nothing."""
+        payload = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        record = {
+            "schema": SCHEMA,
+            "kind": spec.kind,
+            "key": spec.key,
+            "label": spec.label,
+            "spec": spec.identity(),
+            "facts": dict(facts),
+            "torch": torch.__version__,
+            "bytes": len(payload),
+            "sha256": hashlib.sha256(payload).hexdigest(),
+        }
+        record["record_sha256"] = _checksum(record)
+        draft = self.root / "drafts" / f"{spec.key}-{os.getpid()}"
+        with self.writing():
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            _write(draft / PAYLOAD, payload)
+            _write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
+            self._publish(draft, self.path(spec))
+
+    @contextmanager
+    def claim(self, spec: Spec) -> Iterator[bool]:
+        """Hold the lock of `spec` inside the block; yields False at once where another process holds it."""
+        with self.writing():
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "locks" / f"{spec.key}.lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what a full, read-only or misplaced disk says into one clear line."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(
+                f"cannot write to the store {self.root}: {error.strerror}; nothing finished is lost: "
+                "make room or grant access and run the same command again, or choose another with store=DIR"
+            ) from error
+
+    def _publish(self, draft: Path, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.rename(place)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            shutil.rmtree(draft)  # another process published the same artefact first
+
+    def _record(self, spec: Spec) -> dict[str, Any]:
+        path = self.path(spec) / RECORD
+        try:
+            record = json.loads(path.read_bytes())
+            sound = record.pop("record_sha256") == _checksum(record)
+        except FileNotFoundError:
+            raise KeyError(f"{spec.label} is not in the store {self.root}") from None
+        except (ValueError, KeyError, AttributeError):
+            sound = False
+        if not sound:
+            raise DamagedError(f"{spec.label}: {path} is damaged")
+        if record["schema"] != SCHEMA:
+            raise UserError(
+                f"the store {self.root} has schema {record['schema']}, this version reads {SCHEMA}; "
+                "choose another with store=DIR"
+            )
+        return record
+
+    def _read(self, spec: Spec) -> tuple[dict[str, Any], bytes]:
+        record = self._record(spec)
+        path = self.path(spec) / PAYLOAD
+        payload = path.read_bytes() if path.is_file() else b""
+        if len(payload) != record["bytes"]:
+            raise DamagedError(f"{spec.label}: {path} has {len(payload)} of {record['bytes']} bytes")
+        if hashlib.sha256(payload).hexdigest() != record["sha256"]:
+            raise DamagedError(f"{spec.label}: {path} does not match its checksum")
+        return record, payload
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

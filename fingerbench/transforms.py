@@ -1,0 +1,110 @@
+"""The transform bank: what may happen to an image between the owner and a suspect.
+
+Each transform is a frozen dataclass called as `transform(x, generator)`: x float (n, c, h, w) in [0, 1] gives the
+same shape, differentiably. One random draw from `generator`, which lives on the CPU, serves the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Transform(Protocol):
+    """A random differentiable map of a batch of images."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x float (n, c, h, w), transformed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Leave the images as they are."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x."""
+        return x
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirror the images left to right."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x mirrored; nothing is drawn."""
+        return x.flip(-1)
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Add independent normal noise of standard deviation `std` to each pixel and clip to [0, 1]."""
+
+    std: float
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x with noise."""
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return (x + self.std * noise).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Translate:
+    """With probability `p`, move the images by 0 to `pixels` whole pixels along each axis, either way."""
+
+    pixels: int
+    p: float = 0.5
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x moved."""
+        if _uniform(generator) >= self.p:
+            return x
+        right, down = (
+            _sign(generator) * int(torch.randint(self.pixels + 1, (), generator=generator)) for _ in range(2)
+        )
+        return translate(x, right, down)
+
+
+@dataclass(frozen=True)
+class Shear:
+    """Shear the images along both axes by a factor up to `limit`, either way."""
+
+    limit: float
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x sheared."""
+        across, along = (_sign(generator) * self.limit * _uniform(generator) for _ in range(2))
+        return shear(x, across, along)
+
+
+def translate(x: Tensor, right: int, down: int) -> Tensor:
+    """Return x (n, c, h, w) moved by whole pixels, zeros filling the gap; negative = left, up."""
+    return F.pad(x, (right, -right, down, -down))
+
+
+def shear(x: Tensor, across: float, along: float) -> Tensor:
+    """Return x (n, c, h, w) with the content of pixel (column u, row v) moved to (u + across v, v + along u).
+
+    That is the matrix [[1, across], [along, 1]] about the centre of the top-left pixel; bilinear, zeros outside.
+    """
+    h, w = x.shape[-2:]
+    # grid_sample asks where each output pixel comes from, so it takes the inverse matrix, in units in which the
+    # first and the last pixel of an axis are -1 and 1.
+    inverse = torch.tensor([[1.0, -across], [-along, 1.0]]) / (1 - across * along)
+    half = torch.tensor([w - 1, h - 1]) / 2
+    linear = inverse * half / half[:, None]
+    theta = torch.cat([linear, linear.sum(1, keepdim=True) - 1], dim=1).to(x)
+    grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=True)
+    return F.grid_sample(x, grid, align_corners=True)
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _sign(generator: torch.Generator) -> int:
+    return 1 if _uniform(generator) < 0.5 else -1

@@ -1,0 +1,50 @@
+"""Adversarial training: a stolen model is fine-tuned on images plus adversarial versions of some of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fingerbench.ops import ascend_sign
+from fingerbench.records import Images
+from fingerbench.zoo.train import Recipe, Scene, supervise
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Fine-tuning with the adversarial versions of a share of the images added (NaturalFinger, Yang et al. 2023).
+
+    A variant is that share, in (0, 1]. The examples are made once, on the victim, with true labels, by L-infinity PGD
+    with a random start (Madry et al. 2018). Which attack the paper used, and its size, is not published.
+    """
+
+    recipe: Recipe
+    eps: float  # in [0, 1] pixel units
+    step: float
+    steps: int
+    variants: tuple[str, ...] = field(compare=False)
+    students: ClassVar[bool] = False
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return the victim, fine-tuned on the augmented set."""
+        model, clean, generator = scene.victim, scene.finetune, scene.workbench.generator
+        assert model is not None
+        count = round(float(variant) * len(clean))
+        chosen = torch.randperm(len(clean), generator=generator)[:count].to(clean.x.device)
+        crafted = self.pgd(model, clean.pixels()[chosen], clean.y[chosen], generator)
+        # Rounded to 8 bits like every image of the split; the bound of PGD is far coarser.
+        x = torch.cat([clean.x, (crafted * 255).round().to(torch.uint8)])
+        return supervise(model, Images(x, torch.cat([clean.y, clean.y[chosen]])), self.recipe, scene.workbench)
+
+    def pgd(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return adversarial versions of x float (n, c, h, w) in [0, 1], within `eps` of it and in [0, 1]."""
+        model.eval()
+        noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
+        moved = (x + self.eps * noise).clamp(0, 1)
+        for _ in range(self.steps):
+            moved = ascend_sign(model, moved, y, self.step)
+            moved = moved.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+        return moved

@@ -1,0 +1,41 @@
+"""Fine-tuning: a thief trains a stolen model on, with labelled images of his own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import nn
+
+from fingerbench.errors import unknown
+from fingerbench.nets import final_layer
+from fingerbench.zoo.train import Recipe, Scene, supervise
+
+MODES = ("FTLL", "FTAL", "RTLL", "RTAL")
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The four modes of MetaFinger (Yang et al., IJCAI 2022).
+
+    FTLL trains the last layer, FTAL all layers; RTLL and RTAL first re-initialise the last layer. In the last-layer
+    modes every other weight and every BatchNorm statistic stays as it is, to the bit.
+    """
+
+    recipe: Recipe
+    variants: tuple[str, ...] = field(default=MODES, compare=False)
+    students: ClassVar[bool] = False
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return the victim, fine-tuned in mode `variant`."""
+        if variant not in MODES:
+            raise unknown("fine-tuning mode", variant, MODES)
+        model, images = scene.victim, scene.finetune
+        assert model is not None
+        last = final_layer(model)
+        if variant.startswith("RT"):
+            last.reset_parameters()  # type: ignore[operator]
+        only_last = variant.endswith("LL")
+        model.requires_grad_(not only_last)
+        last.requires_grad_(True)
+        return supervise(model, images, self.recipe, scene.workbench, frozen=only_last)

@@ -1,0 +1,116 @@
+"""One model of the zoo: its complete description, and how it is made."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fingerbench.data.augment import Augment
+from fingerbench.nets import network
+from fingerbench.ops import predict
+from fingerbench.records import Half, Images
+from fingerbench.seeds import seeded
+from fingerbench.store import Spec
+from fingerbench.workshop import Workshop, pick_bfloat16, revive
+from fingerbench.zoo.train import Scene, Workbench
+
+
+class Attack(Protocol):
+    """How a model is made of another: a frozen dataclass whose fields are its hyperparameters.
+
+    variants: the settings that FingerBench has a suspect for (declared with `field(compare=False)`: the list is no
+    part of what one model is). students: True where a variant names the architecture of a new network, False where
+    the victim's own is kept.
+    """
+
+    @property
+    def variants(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def students(self) -> bool: ...  # noqa: D102
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return the model in eval mode. The victim of the scene may be changed in place and returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSpec(Spec):
+    """Everything that decides the weights of one network, given the machine it is trained on."""
+
+    kind: ClassVar[str] = "model"
+    version: ClassVar[int] = 1
+
+    name: str = field(compare=False)
+    data: str  # digest of the data set
+    classes: int
+    architecture: str
+    width: float
+    half: Half
+    augment: Augment
+    attack: Attack
+    variant: str
+    parent: ModelSpec | None
+    precision: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """The suspect's or surrogate's name."""
+        return self.name
+
+    def network(self) -> nn.Module:
+        """Return the network without its weights: [0, 1] images to logits."""
+        return network(self.architecture, self.classes, self.width)
+
+    def load(self, workshop: Workshop) -> nn.Module:
+        """Return the stored model, frozen, in eval mode."""
+        artefact = workshop.load(self)
+        with torch.device("meta"):
+            model = self.network()
+        return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Train the model; the facts hold its accuracy and its agreement with its parent on the test split."""
+        began = time.perf_counter()
+        victim = self.parent.load(workshop) if self.parent else None
+        autocast = pick_bfloat16(self.precision, workshop.device)
+        with seeded(self.seed) as generator:
+            bench = Workbench(workshop.device, autocast, self.augment, generator)
+            model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
+        model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return dict(model.state_dict()), {
+            "name": self.name,
+            "architecture": self.architecture,
+            "parent": self.parent.key if self.parent else None,
+            "seed": self.seed,
+            "device": workshop.device.type,
+            "autocast": autocast,
+            **_measure(model, victim, workshop.data.test.to(workshop.device)),
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _scene(self, workshop: Workshop, bench: Workbench, victim: nn.Module | None) -> Scene:
+        data, device = workshop.data, workshop.device
+        copied = copy.deepcopy(victim).requires_grad_(True) if victim is not None else None
+        return Scene(
+            bench,
+            self.network,
+            copied,
+            data.half(self.half).to(device),
+            data.finetune.to(device),
+            data.transfer.to(device),
+        )
+
+
+def _measure(model: nn.Module, victim: nn.Module | None, test: Images) -> dict[str, float | None]:
+    answers = predict(model, test.pixels()).argmax(1)
+    agreement = None
+    if victim is not None:
+        agreement = (answers == predict(victim, test.pixels()).argmax(1)).double().mean().item()
+    return {"accuracy": (answers == test.y).double().mean().item(), "agreement": agreement}

@@ -1,0 +1,42 @@
+"""Weight noising: Gaussian noise on the weights, then fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from fingerbench.zoo.prune import weight_layers
+from fingerbench.zoo.train import Recipe, Scene, supervise
+
+
+@dataclass(frozen=True)
+class Noise:
+    """w += N(0, (std(w) / a)^2) layer by layer (NaturalFinger, Yang et al. 2023, eq. 1), then fine-tuning.
+
+    A variant is a > 0; the smaller, the stronger. std is that of the whole layer's weights; BatchNorm and biases are
+    left alone (default: not published).
+    """
+
+    recipe: Recipe
+    variants: tuple[str, ...] = field(compare=False)
+    students: ClassVar[bool] = False
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return the victim, noised and fine-tuned."""
+        model = scene.victim
+        assert model is not None
+        disturb(model, float(variant), scene.workbench.generator)
+        return supervise(model, scene.finetune, self.recipe, scene.workbench)
+
+
+@torch.no_grad()
+def disturb(model: nn.Module, a: float, generator: torch.Generator) -> None:
+    """Add Gaussian noise of standard deviation std(w) / a to each convolutional and linear weight tensor w."""
+    for layer in weight_layers(model):
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        noise = torch.randn(weight.shape, generator=generator).to(weight)
+        weight += noise * (weight.std() / a)

@@ -1,0 +1,39 @@
+"""Weight pruning: the smallest weights of each layer are removed, the rest is fine-tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import nn
+from torch.nn.utils import prune
+
+from fingerbench.zoo.train import Recipe, Scene, supervise
+
+
+def weight_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the convolutional and linear layers, whose weights pruning and noising change."""
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Magnitude pruning per layer (NaturalFinger, Yang et al. 2023), with the mask kept while fine-tuning.
+
+    A variant is the share of weights removed in each layer, in (0, 1).
+    """
+
+    recipe: Recipe
+    variants: tuple[str, ...] = field(compare=False)
+    students: ClassVar[bool] = False
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return the victim with that share of every layer's weights at exactly zero."""
+        model = scene.victim
+        assert model is not None
+        for layer in weight_layers(model):
+            prune.l1_unstructured(layer, "weight", amount=float(variant))
+        supervise(model, scene.finetune, self.recipe, scene.workbench)
+        for layer in weight_layers(model):
+            prune.remove(layer, "weight")
+        return model

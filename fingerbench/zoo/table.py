@@ -1,0 +1,153 @@
+"""Which models there are: the 154 suspects of FingerBench and the surrogates of the owner, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fingerbench.data.augment import Augment
+from fingerbench.errors import UserError
+from fingerbench.records import Half, Suspect
+from fingerbench.seeds import seed_for
+from fingerbench.zoo.model import Attack, ModelSpec
+from fingerbench.zoo.train import Scratch
+
+SOURCE = "source"
+MIRROR = "mirror/"
+
+
+def suspects(attacks: Mapping[str, Attack], source: str) -> tuple[Suspect, ...]:
+    """Return every suspect of the families in `attacks`, in their order; `source` is the source's architecture.
+
+    With all nine families of FingerBench: 63 positive and 91 negative ones (NaturalFinger, Yang et al. 2023, table 1).
+    """
+    return tuple(row for family, attack in attacks.items() for row in _family(family, attack, source))
+
+
+def _family(family: str, attack: Attack, source: str) -> Iterator[Suspect]:
+    if family == SOURCE:
+        yield Suspect(SOURCE, SOURCE, None, None, source, None, "A", True, None)
+        yield Suspect(MIRROR + SOURCE, SOURCE, None, None, source, None, "B", False, SOURCE)
+    elif family == "scratch":
+        for architecture in _others(attack, source):
+            yield Suspect(f"scratch/{architecture}", family, None, architecture, architecture, None, "B", False, None)
+    elif family == "scratch-distill":
+        for teacher in _others(attack, source):
+            name, parent = f"scratch-distill/{teacher}", f"scratch/{teacher}"
+            yield Suspect(name, family, "distill", teacher, source, parent, "B", False, None)
+    else:
+        yield from _thefts(family, attack, source)
+
+
+def _others(attack: Attack, source: str) -> list[str]:
+    return [architecture for architecture in attack.variants if architecture != source]
+
+
+def _thefts(family: str, attack: Attack, source: str) -> Iterator[Suspect]:
+    sides: list[tuple[str, Half, str]] = [("", "A", SOURCE), (MIRROR, "B", MIRROR + SOURCE)]
+    for prefix, half, parent in sides:
+        for variant in map(str, attack.variants):
+            theft = f"{family}/{variant}"
+            architecture = variant if attack.students else source
+            mirror_of = theft if prefix else None
+            name = prefix + theft
+            yield Suspect(name, family, family, variant, architecture, parent, half, not prefix, mirror_of)
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """The settings that all models of one zoo share, and the specs that follow from them."""
+
+    data: str  # digest of the data set
+    classes: int
+    source: str
+    width: float
+    augment: Augment
+    precision: str
+    seed: int
+    scratch: Scratch
+
+    def spec(self, suspect: Suspect, attacks: Mapping[str, Attack]) -> ModelSpec:
+        """Return what to make for a suspect. Its seed hangs on its name alone, so no suspect disturbs another."""
+        if suspect.parent is None:
+            return self._trained(suspect.name, suspect.architecture, suspect.half)
+        parent = self._parent(suspect)
+        attack, variant = attacks[suspect.family], suspect.variant or ""
+        return self._derived(suspect.name, suspect.architecture, parent, attack, variant)
+
+    def original(self) -> ModelSpec:
+        """Return the source model."""
+        return self._trained(SOURCE, self.source, "A")
+
+    def _parent(self, suspect: Suspect) -> ModelSpec:
+        if suspect.family == "scratch-distill":
+            return self._trained(suspect.parent or "", suspect.variant or "", suspect.half)
+        return self._trained(suspect.parent or "", self.source, suspect.half)
+
+    def _trained(self, name: str, architecture: str, half: Half) -> ModelSpec:
+        return self._model(name, architecture, half, self.scratch, architecture, None)
+
+    def _derived(
+        self, name: str, architecture: str, parent: ModelSpec, attack: Attack, variant: str
+    ) -> ModelSpec:
+        return self._model(name, architecture, parent.half, attack, variant, parent)
+
+    def _model(
+        self, name: str, architecture: str, half: Half, attack: Attack, variant: str, parent: ModelSpec | None
+    ) -> ModelSpec:
+        return ModelSpec(
+            name=name,
+            data=self.data,
+            classes=self.classes,
+            architecture=architecture,
+            width=self.width,
+            half=half,
+            augment=self.augment,
+            attack=attack,
+            variant=variant,
+            parent=parent,
+            precision=self.precision,
+            seed=seed_for(self.seed, "zoo", name),
+        )
+
+    def surrogates(self, plan: Surrogates) -> tuple[tuple[ModelSpec, ...], tuple[ModelSpec, ...]]:
+        """Return the positive surrogates, the source first, and the negative ones."""
+        source = self.original()
+        positives = [source, *self._students("positive", plan.positives, source, plan.distill)]
+        negatives = [
+            self._trained(f"surrogate/negative/{number}-{architecture}", architecture, "B")
+            for number, architecture in enumerate(plan.scratch)
+        ]
+        negatives += self._students("negative-distilled", plan.distilled, negatives[0], plan.distill)
+        return tuple(positives), tuple(negatives)
+
+    def _students(
+        self, sign: str, architectures: Sequence[str], parent: ModelSpec, distill: Attack
+    ) -> Iterator[ModelSpec]:
+        for number, architecture in enumerate(architectures):
+            name = f"surrogate/{sign}/{number}-{architecture}"
+            yield self._derived(name, architecture, parent, distill, architecture)
+
+
+@dataclass(frozen=True)
+class Surrogates:
+    """The owner's own imitations: architectures of the positive students, and of the negative models."""
+
+    positives: tuple[str, ...]
+    scratch: tuple[str, ...]
+    distilled: tuple[str, ...]
+    distill: Attack
+
+
+def refuse_overlap(surrogates: Sequence[ModelSpec], zoo: Sequence[ModelSpec], source: ModelSpec) -> None:
+    """Raise a UserError if a surrogate other than the source is a suspect too: the method would be tuned on the test.
+
+    Two specs are one model if their keys are equal, whatever their names.
+    """
+    known = {spec.key: spec.name for spec in zoo if spec.key != source.key}
+    for spec in surrogates:
+        if spec.key in known:
+            raise UserError(
+                f"the surrogate {spec.name} is the suspect {known[spec.key]}: expected surrogates disjoint from the "
+                "zoo; give it a name or a seed of its own"
+            )

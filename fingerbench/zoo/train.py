@@ -1,0 +1,150 @@
+"""The one training loop of the zoo, and training from random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import lr_scheduler
+
+from fingerbench.data.augment import Augment
+from fingerbench.errors import unknown
+from fingerbench.ops import predict
+from fingerbench.records import Images
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (b, classes), images float (b, c, h, w), indices int64 (b,) into the split) -> scalar."""
+
+
+class DivergedError(RuntimeError):
+    """A loss became infinite or not a number; nothing was stored."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyperparameters of one training: SGD with Nesterov momentum. Sources stand beside the values in conf/zoo."""
+
+    epochs: int
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str  # "steps", "cosine" or "onecycle", over all iterations
+    milestones: tuple[float, ...] = ()  # of "steps": shares of the training after which lr is multiplied by gamma
+    gamma: float = 0.2
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Where and how a model is trained: what does not depend on which model it is."""
+
+    device: torch.device
+    autocast: bool  # compute in bfloat16 where that is safe
+    augment: Augment
+    generator: torch.Generator  # on the CPU; order of batches, augmentation, random targets
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What whoever makes a model has at hand. Images are on the workbench's device.
+
+    A thief of a distilled or knockoff model has no labels: such attacks take `.x` alone.
+    """
+
+    workbench: Workbench
+    network: Callable[[], nn.Module]  # a new network of the architecture to be made, random weights
+    victim: nn.Module | None  # a private copy of the parent, eval mode; None where there is no parent
+    half: Images
+    finetune: Images
+    transfer: Images
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Training from random weights on labelled images: the source, its mirror and the independent models."""
+
+    recipe: Recipe
+    variants: tuple[str, ...] = field(default=(), compare=False)
+    students: ClassVar[bool] = True
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return a network trained on the half of the scene."""
+        return supervise(scene.network(), scene.half, self.recipe, scene.workbench)
+
+
+def supervise(
+    model: nn.Module, images: Images, recipe: Recipe, bench: Workbench, *, frozen: bool = False
+) -> nn.Module:
+    """Train `model` with the cross-entropy against labels, and return it. See `fit` for `frozen`."""
+
+    def loss(logits: Tensor, _x: Tensor, index: Tensor) -> Tensor:
+        return F.cross_entropy(logits, images.y[index])
+
+    return fit(model, images.x, loss, recipe, bench, frozen=frozen)
+
+
+def answers(victim: nn.Module, images: Tensor, bench: Workbench) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function (images, indices) -> logits of the victim. Without augmentation it is asked but once."""
+    if bench.augment.identity:
+        table = predict(victim, images.float() / 255)
+        return lambda _x, index: table[index]
+    return lambda x, _index: predict(victim, x)
+
+
+def fit(
+    model: nn.Module, images: Tensor, loss: Loss, recipe: Recipe, bench: Workbench, *, frozen: bool = False
+) -> nn.Module:
+    """Train the parameters of `model` that require gradients, and return it in eval mode.
+
+    Args:
+        images: uint8 (n, c, h, w) on the device.
+        loss: called once a batch.
+        frozen: keep the model in eval mode, so that BatchNorm statistics stay as they are and dropout is off.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    model = model.to(bench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        learnt, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+    )
+    batches = _batches(len(images), recipe.batch)
+    schedule = _schedule(optimizer, recipe, recipe.epochs * batches)
+    for epoch in range(recipe.epochs):
+        total = torch.zeros((), device=bench.device)
+        order = torch.randperm(len(images), generator=bench.generator).to(bench.device)
+        for index in order.tensor_split(batches):
+            x = bench.augment(images[index].float() / 255, bench.generator)
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.autocast):
+                logits = model(x)
+            value = loss(logits.float(), x, index)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            total += value.detach()
+        if not torch.isfinite(total):
+            raise DivergedError(f"loss {total.item()} in epoch {epoch + 1} of {recipe.epochs}; lower the recipe's lr")
+    return model.eval()
+
+
+def _batches(images: int, batch: int) -> int:
+    # Pieces of nearly equal size: BatchNorm cannot train on a last batch of one image.
+    return max(1, round(images / batch))
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRScheduler:
+    if recipe.schedule == "steps":
+        return lr_scheduler.MultiStepLR(optimizer, [round(m * steps) for m in recipe.milestones], recipe.gamma)
+    if recipe.schedule == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    if recipe.schedule == "onecycle":
+        # One step more than is taken: torch's last step is at a rate near zero and teaches nothing.
+        return lr_scheduler.OneCycleLR(optimizer, recipe.lr, steps + 1, cycle_momentum=False)
+    raise unknown("schedule", recipe.schedule, ["steps", "cosine", "onecycle"])

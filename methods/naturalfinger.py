@@ -1,0 +1,265 @@
+"""NaturalFinger: queries that look natural, placed where stolen and independent models part.
+
+Paper: NaturalFinger, the paper that introduced the FingerBench zoo and the ARUC.
+Claim: a latent of a GAN is optimised until every surrogate derived from the source calls the image y+ and every
+    independent surrogate calls it y-, under random transforms, while the discriminator holds it to the natural
+    images; suspects stolen by any of six attacks then answer y+, independent ones do not.
+Access: top-1 label of a suspect; own surrogates of both kinds, and a GAN trained on the owner's data.
+Deviations from the released code, where it and the paper differ or it errs:
+    - FGSM for the adversarial labels runs on the negatives (paper), not the positives; `adversarial_labels_from`.
+    - The discriminator is asked to call the image real, max(0, 1 - D), under the class it was generated with. The
+      released sign, max(0, 1 + D) under a fresh random class, drives images to look fake; `discriminator_sign`.
+    - Exactly `epochs` epochs (released: one more).
+    - The loss is a sum over latents with step lr / latent_batch, not a mean with step lr. For a full batch that is
+      the same; in a smaller last batch each latent still takes the same steps.
+    - Latents whose adversarial label is y+ cannot pass the final screen; they are dropped before the optimisation,
+      not after it. Candidates are drawn as they are needed, not 10 for each query at the start.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fingerbench import ops
+from fingerbench.api import Access
+from fingerbench.errors import UserError
+from fingerbench.records import Fingerprint, Gan, Setting
+from fingerbench.transforms import GaussianNoise, HorizontalFlip, Identity, Shear, Transform, Translate
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Latents on their way to become queries.
+
+    z: float (n, latent); classes: int64 (n,) that the generator is given; labels: y+, what all positives answer;
+    negative_labels: y-, what the negatives are to answer.
+    """
+
+    z: Tensor
+    classes: Tensor
+    labels: Tensor
+    negative_labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: Tensor | slice) -> Candidates:
+        return Candidates(self.z[rows], self.classes[rows], self.labels[rows], self.negative_labels[rows])
+
+
+@dataclass(frozen=True)
+class NaturalFinger:
+    """Hyperparameters of NaturalFinger. Defaults: the paper's for CIFAR-10, or those of its code where it is silent."""
+
+    access: ClassVar[Access] = "label"
+    needs: ClassVar[frozenset[str]] = frozenset({"surrogates", "gan"})
+
+    epochs: int = 1000  # passes over all surrogates
+    latent_batch: int = 80
+    model_batch: int = 4  # positives, and as many negatives, in one step
+    lr: float = 0.5  # per batch of `latent_batch` latents
+    momentum: float = 0.9  # Nesterov; released code only
+    beta: float = 0.5  # weight of the discriminator term
+    kappa: float = 50.0  # logit margin beyond which more is not rewarded; released code only
+    fgsm: float = 8 / 255  # step of FGSM in pixel values; released code only
+    noise_std: float = 0.02
+    shift: int = 4  # pixels
+    shear: float = 0.1
+    adversarial_labels: bool = True  # trick 1; without it y- is drawn at random
+    input_transforms: bool = True  # trick 2
+    discriminator_loss: bool = True  # trick 3
+    adversarial_labels_from: Literal["negatives", "positives"] = "negatives"
+    discriminator_sign: Literal["intent", "released", "generator"] = "intent"
+    draws: int = 200  # latents drawn at once; released code only
+    max_draws: int = 20_000  # default: not published
+    max_chunks: int = 13  # latent batches at most: the released pool holds 10 latents for each of 100 queries
+
+    def fingerprint(self, setting: Setting) -> Fingerprint:
+        """Return up to `setting.budget` queries, their y+ as state "labels" and y- as "negative_labels".
+
+        Raises UserError, naming the stage, if not one candidate survives.
+        """
+        gan = _gan(setting)
+        yields: Counter[str] = Counter(tried=0, unanimous=0, label_changed=0, optimised=0, screened=0)
+        images: list[Tensor] = []
+        kept: list[Candidates] = []
+        for candidates in self._chunks(setting, gan, yields):
+            z = self._optimise(candidates, setting, gan)
+            x = _images(gan, z, candidates.classes)
+            passed = self._screen(x, candidates, setting)
+            images.append(x[passed])
+            kept.append(candidates[passed])
+            yields.update(optimised=len(x), screened=int(passed.sum()))
+            if yields["screened"] >= setting.budget:
+                break
+        self._require_survivors(yields)
+        queries = torch.cat(images)[: setting.budget].contiguous()
+        state = {
+            "labels": torch.cat([c.labels for c in kept])[: setting.budget],
+            "negative_labels": torch.cat([c.negative_labels for c in kept])[: setting.budget],
+        }
+        return Fingerprint(queries, state, dict(yields), self._note(yields, setting.budget))
+
+    def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
+        """Return the matching rate: the share of labels (n,) that equal y+."""
+        return ops.matching_rate(fingerprint.state["labels"], responses)
+
+    def _chunks(self, setting: Setting, gan: Gan, yields: Counter[str]) -> Iterator[Candidates]:
+        """Yield up to `max_chunks` batches of candidates and count in `yields` what became of those drawn."""
+        waiting: list[Candidates] = []
+        chunks = 0
+        while chunks < self.max_chunks and yields["tried"] < self.max_draws:
+            waiting.append(self._draw(setting, gan, yields))
+            last = yields["tried"] >= self.max_draws
+            pool = _join(waiting)
+            while chunks < self.max_chunks and (len(pool) >= self.latent_batch or (last and len(pool))):
+                yield pool[: self.latent_batch]
+                pool = pool[self.latent_batch :]
+                chunks += 1
+            waiting = [pool]
+
+    def _draw(self, setting: Setting, gan: Gan, yields: Counter[str]) -> Candidates:
+        """Return what is left of `draws` fresh latents after the initial screening and the choice of y-."""
+        z = torch.randn(self.draws, gan.latent, generator=setting.generator).to(setting.device)
+        classes = _random_labels(self.draws, setting)
+        x = _images(gan, z, classes)
+        answers = torch.stack([ops.predict(m, x).argmax(1) for m in setting.positives])
+        agreed = (answers == answers[0]).all(0)
+        found = Candidates(z, classes, answers[0], self._negative_labels(x, answers[0], setting))[agreed]
+        changed = found.labels != found.negative_labels
+        yields.update(tried=self.draws, unanimous=len(found), label_changed=int(changed.sum()))
+        return found[changed] if self.adversarial_labels else found
+
+    def _negative_labels(self, x: Tensor, labels: Tensor, setting: Setting) -> Tensor:
+        """Return y-: what most surrogates answer after a step of FGSM away from y+, the smallest on a tie."""
+        if not self.adversarial_labels:
+            return _random_labels(len(labels), setting)
+        voters = setting.negatives if self.adversarial_labels_from == "negatives" else setting.positives
+        votes = torch.zeros(len(x), setting.classes, device=x.device)
+        for model in voters:
+            adversarial = ops.ascend_sign(model, x, labels, self.fgsm).clamp(0, 1)
+            votes += F.one_hot(ops.predict(model, adversarial).argmax(1), setting.classes)
+        return votes.argmax(1)
+
+    def _optimise(self, candidates: Candidates, setting: Setting, gan: Gan) -> Tensor:
+        """Return the latents (n, latent) after `epochs` passes over the surrogates by Nesterov SGD."""
+        z = candidates.z.clone().requires_grad_(True)
+        sgd = torch.optim.SGD([z], self.lr / self.latent_batch, self.momentum, nesterov=True)
+        for _ in range(self.epochs):
+            for positives, negatives in self._groups(setting):
+                loss = self._loss(z, candidates, positives, negatives, setting, gan)
+                (z.grad,) = torch.autograd.grad(loss, z)
+                sgd.step()
+        return z.detach()
+
+    def _groups(self, setting: Setting) -> Iterator[tuple[list[nn.Module], list[nn.Module]]]:
+        """Yield pairs of `model_batch` positives and as many negatives, both in a random order of their own."""
+        pools = setting.positives, setting.negatives
+        orders = (torch.randperm(len(pool), generator=setting.generator) for pool in pools)
+        for p, n in zip(*(order.split(self.model_batch) for order in orders), strict=False):
+            yield [setting.positives[i] for i in p], [setting.negatives[i] for i in n]
+
+    def _loss(
+        self,
+        z: Tensor,
+        candidates: Candidates,
+        positives: Sequence[nn.Module],
+        negatives: Sequence[nn.Module],
+        setting: Setting,
+        gan: Gan,
+    ) -> Tensor:
+        """Return the three-term loss summed over latents: be y+ to positives, y- to negatives, real to D."""
+        image = gan.generator(z, candidates.classes)
+        bank = self._bank()
+        transform = bank[int(torch.randint(len(bank), (), generator=setting.generator))]
+        x = transform((image + 1) / 2, setting.generator).contiguous(memory_format=torch.channels_last)
+        stolen = torch.stack([margin(m(x), candidates.labels, self.kappa) for m in positives])
+        strange = torch.stack([margin(m(x), candidates.negative_labels, self.kappa) for m in negatives])
+        loss = stolen.mean(0) + strange.mean(0)
+        if self.discriminator_loss:
+            loss = loss + self.beta * self._unreal(image, candidates.classes, setting, gan)
+        return loss.sum()
+
+    def _unreal(self, image: Tensor, classes: Tensor, setting: Setting, gan: Gan) -> Tensor:
+        """Return how unreal the discriminator finds each of the untransformed images in [-1, 1], as (n,)."""
+        if self.discriminator_sign == "released":
+            return F.relu(1 + gan.discriminator(image, _random_labels(len(image), setting)))
+        score = gan.discriminator(image, classes)
+        return F.relu(1 - score) if self.discriminator_sign == "intent" else -score
+
+    def _screen(self, x: Tensor, candidates: Candidates, setting: Setting) -> Tensor:
+        """Return bool (n,): under each transform all positives answer y+, all negatives y-, and y+ is not y-."""
+        passed = candidates.labels != candidates.negative_labels
+        for transform in self._bank():
+            seen = transform(x, setting.generator)
+            for models, labels in (
+                (setting.positives, candidates.labels),
+                (setting.negatives, candidates.negative_labels),
+            ):
+                for model in models:
+                    passed = passed & (ops.predict(model, seen).argmax(1) == labels)
+        return passed
+
+    def _bank(self) -> tuple[Transform, ...]:
+        if not self.input_transforms:
+            return (Identity(),)
+        noise, shift, shear = GaussianNoise(self.noise_std), Translate(self.shift), Shear(self.shear)
+        return Identity(), HorizontalFlip(), noise, shift, shear
+
+    def _require_survivors(self, yields: Counter[str]) -> None:
+        if yields["screened"]:
+            return
+        if not yields["unanimous"]:
+            stage = "the initial screening: no image of the GAN got one label from all positive surrogates"
+        elif not yields["label_changed"]:
+            stage = f"the adversarial labels: FGSM of {self.fgsm:.3f} changed no label; raise method.fgsm"
+        else:
+            stage = f"the final screening: none of {yields['optimised']} passed it; raise method.epochs"
+        raise UserError(f"naturalfinger: none of {yields['tried']} latents became a query; all died in {stage}")
+
+    def _note(self, yields: Counter[str], budget: int) -> str:
+        if yields["screened"] >= budget:
+            return ""
+        return (
+            f"{yields['screened']} of {budget} queries: only these of {yields['optimised']} optimised latents "
+            f"passed the final screening, within {self.max_chunks} batches and {self.max_draws} draws"
+        )
+
+
+def margin(logits: Tensor, labels: Tensor, kappa: float) -> Tensor:
+    """Return max(max_{i != y} Z_i - Z_y, -kappa) for each row of logits Z (n, classes): (n,), negative = y is top."""
+    wanted = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return (others - wanted).clamp(min=-kappa)
+
+
+def _gan(setting: Setting) -> Gan:
+    if setting.gan is None or not setting.positives or not setting.negatives:
+        raise UserError("naturalfinger: expected a GAN, positive and negative surrogates in the setting")
+    return setting.gan
+
+
+def _random_labels(n: int, setting: Setting) -> Tensor:
+    return torch.randint(setting.classes, (n,), generator=setting.generator).to(setting.device)
+
+
+@torch.no_grad()
+def _images(gan: Gan, z: Tensor, classes: Tensor) -> Tensor:
+    """Return the images (n, c, h, w) in [0, 1] that `gan` makes of z (n, latent)."""
+    return (gan.generator(z, classes) + 1) / 2
+
+
+def _join(parts: Sequence[Candidates]) -> Candidates:
+    return Candidates(
+        torch.cat([p.z for p in parts]),
+        torch.cat([p.classes for p in parts]),
+        torch.cat([p.labels for p in parts]),
+        torch.cat([p.negative_labels for p in parts]),
+    )

@@ -1,0 +1,156 @@
+"""The 15 architectures: exact sizes, shapes at other widths, and the conventions that the zoo builds on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fingerbench.errors import UserError
+from fingerbench.nets import ARCHITECTURES, final_layer, network
+
+PARAMETERS = {
+    "densenet121": 1_000_618,
+    "efficientnet": 3_351_478,
+    "googlenet": 5_490_986,
+    "inceptionv3": 21_638_954,
+    "mobilenetv2": 2_236_682,
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "resnet50": 23_520_842,
+    "seresnet18": 11_267_842,
+    "shufflenetv2": 1_268_646,
+    "squeezenet": 734_986,
+    "vgg13_bn": 28_334_410,
+    "vgg16_bn": 33_646_666,
+    "vgg19_bn": 38_958_922,
+    "xception": 20_829_578,
+}
+# Multiply-accumulates of one 32x32 image, in millions: strides, pools and kernels that parameters do not show.
+MMACS = [
+    125.3,
+    139.0,
+    1337.1,
+    3460.5,
+    88.0,
+    140.2,
+    291.2,
+    325.8,
+    555.5,
+    43.6,
+    52.5,
+    247.2,
+    332.1,
+    417.0,
+    1129.7,
+]
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def test_the_order_is_the_papers():
+    assert tuple(PARAMETERS) == ARCHITECTURES
+
+
+@pytest.mark.parametrize(("name", "mmacs"), zip(ARCHITECTURES, MMACS, strict=True))
+def test_full_width_is_exactly_the_papers_network(name, mmacs):
+    with torch.device("meta"):
+        model, image = network(name).eval(), torch.zeros(1, 3, 32, 32)
+    macs = 0
+
+    def count(layer, _, output):
+        nonlocal macs
+        macs += output.numel() * layer.weight[0].numel()
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    assert model(image).shape == (1, 10)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert macs / 1e6 == pytest.approx(mmacs, abs=0.06)
+
+
+@every_architecture
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_narrow_networks_take_other_sizes_in_both_modes(name, size):
+    model, x = network(name, classes=7, width=1 / 8), torch.rand(2, 3, size, size)
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with torch.no_grad():
+        logits = model.eval()(x)
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
+
+
+@every_architecture
+def test_width_scales_the_whole_network(name):
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in network(name, width=w).parameters()) for w in (1 / 8, 1 / 4, 1 / 2, 1)
+        ]
+    assert sizes == sorted(sizes)
+    assert sizes[2] < 0.35 * sizes[3]
+    assert sizes[0] < 0.15 * sizes[3]
+
+
+@every_architecture
+def test_state_dict_round_trip_through_the_meta_device(name):
+    arguments = {"width": 1 / 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)}
+    model, x = network(name, **arguments).eval(), torch.rand(2, 3, 16, 16)
+    with torch.device("meta"):
+        copy = network(name, **arguments).eval()
+    copy.load_state_dict(model.state_dict(), assign=True)
+    with torch.no_grad():
+        assert torch.equal(copy(x), model(x))
+
+
+@every_architecture
+def test_final_layer_alone_decides_the_logits(name):
+    model, x = network(name, classes=7, width=1 / 8).eval(), torch.rand(2, 3, 16, 16)
+    layer = final_layer(model)
+    nn.init.zeros_(layer.weight)
+    bias = torch.arange(7.0)
+    layer.bias.data.copy_(bias)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), bias.expand(2, 7))
+    layer.reset_parameters()
+    assert layer.weight.abs().sum() > 0
+
+
+def test_final_layer_is_the_same_behind_the_normalisation():
+    model = network("resnet18", width=1 / 8, mean=[0.5] * 3, std=[0.2] * 3)
+    assert final_layer(model) is final_layer(model[1])
+
+
+def test_a_model_without_weights_has_no_final_layer():
+    with pytest.raises(UserError, match="no linear or convolution layer"):
+        final_layer(nn.ReLU())
+
+
+def test_normalisation_inside_equals_outside():
+    mean, std = (0.49, 0.48, 0.45), (0.20, 0.21, 0.22)
+    plain = network("resnet18", width=1 / 8).eval()
+    model = network("resnet18", width=1 / 8, mean=mean, std=std).eval()
+    model[1].load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 16, 16)
+    outside = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(outside))
+
+
+def test_unknown_name_names_its_neighbours():
+    with pytest.raises(
+        UserError, match=r"unknown architecture 'resnet19'; did you mean .*'resnet18'.*known: densenet"
+    ):
+        network("resnet19")
+
+
+@pytest.mark.parametrize("width", [0, -1.0, float("nan")])
+def test_width_must_be_positive(width):
+    with pytest.raises(UserError, match="width"):
+        network("resnet18", width=width)
+
+
+def test_mean_without_std_is_an_error():
+    with pytest.raises(UserError, match="give both or neither"):
+        network("resnet18", mean=(0.5, 0.5, 0.5))

@@ -1,0 +1,157 @@
+"""The store: keys, atomic publication, damage found and set aside, locks."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fingerbench.errors import UserError
+from fingerbench.store import PAYLOAD, RECORD, DamagedError, Spec, Store
+
+
+@dataclass(frozen=True)
+class Toy(Spec):
+    kind: ClassVar[str] = "toy"
+    version: ClassVar[int] = 1
+    lr: float
+    name: str = field(default="", compare=False)
+    parent: "Toy | None" = None
+    others: tuple["Toy", ...] = ()
+
+
+TENSORS = {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def test_a_float_written_as_an_integer_gives_the_same_key():
+    assert Toy(lr=1).key == Toy(lr=1.0).key != Toy(lr=2.0).key
+
+
+def test_a_name_is_no_part_of_the_key_and_a_parent_is():
+    assert Toy(1.0, name="a").key == Toy(1.0, name="b").key
+    assert Toy(1.0, parent=Toy(2.0)).key != Toy(1.0, parent=Toy(3.0)).key != Toy(1.0).key
+
+
+def test_needs_are_found_in_fields_and_tuples():
+    a, b = Toy(2.0), Toy(3.0)
+    assert Toy(1.0, parent=a, others=(b,)).needs() == (a, b)
+
+
+def test_what_is_saved_comes_back(store):
+    spec = Toy(1.0)
+    assert not store.has(spec)
+    with pytest.raises(KeyError):
+        store.load(spec)
+    store.save(spec, TENSORS, {"accuracy": 0.5})
+    artefact = store.load(spec)
+    assert store.has(spec) and artefact.facts == store.facts(spec) == {"accuracy": 0.5}
+    assert artefact.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(artefact.tensors[k], t) for k, t in TENSORS.items())
+    assert store.verify(spec) is None
+    assert not any((store.root / "drafts").iterdir())
+
+
+def test_saving_twice_keeps_the_first(store):
+    store.save(Toy(1.0), TENSORS, {"n": 1})
+    store.save(Toy(1.0), TENSORS, {"n": 2})
+    assert store.facts(Toy(1.0)) == {"n": 1}
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def damage_flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def damage_remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (damage_truncate, PAYLOAD),
+        (damage_flip, PAYLOAD),
+        (damage_remove, PAYLOAD),
+        (damage_truncate, RECORD),
+        (damage_flip, RECORD),
+    ],
+)
+def test_damage_is_named_and_set_aside(store, damage, file):
+    spec = Toy(1.0)
+    store.save(spec, TENSORS, {"accuracy": 0.5})
+    damage(store.path(spec) / file)
+    with pytest.raises(DamagedError, match=str(store.path(spec))):
+        store.load(spec)
+    trouble = store.verify(spec)
+    assert trouble is not None and file in trouble and "set aside" in trouble
+    assert not store.has(spec)
+    assert len(list((store.root / "damaged").iterdir())) == 1
+    store.save(spec, TENSORS, {})
+    assert store.verify(spec) is None
+
+
+def test_every_flipped_bit_of_a_record_is_found(store):
+    spec = Toy(1.0)
+    store.save(spec, {"w": torch.zeros(1)}, {"x": 1})
+    path = store.path(spec) / RECORD
+    sound = path.read_bytes()
+    for position in range(0, len(sound), 7):
+        broken = bytearray(sound)
+        broken[position] ^= 1
+        path.write_bytes(bytes(broken))
+        try:
+            same = json.loads(bytes(broken)) == json.loads(sound)  # a flip in white space changes nothing
+        except ValueError:
+            same = False
+        if not same:
+            with pytest.raises(DamagedError):
+                store.load(spec)
+
+
+def test_a_claim_is_exclusive_between_processes(store):
+    spec = Toy(1.0)
+    code = (
+        "import sys, filelock\n"
+        f"lock = filelock.FileLock({str(store.root / 'locks' / (spec.key + '.lock'))!r})\n"
+        "lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    (store.root / "locks").mkdir(parents=True)
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline().strip() == "held"
+        with store.claim(spec) as mine:
+            assert not mine
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    with store.claim(spec) as mine:
+        assert mine
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="store=DIR"):
+        Store(tmp_path / "file" / "store").save(Toy(1.0), TENSORS, {})
+
+
+def test_a_store_of_another_schema_is_recognised(store, monkeypatch):
+    monkeypatch.setattr("fingerbench.store.SCHEMA", 99)
+    store.save(Toy(1.0), TENSORS, {})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="schema 99"):
+        store.load(Toy(1.0))

@@ -1,0 +1,223 @@
+"""The zoo: its rows, and that each attack does what its name says."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fingerbench import config
+from fingerbench.data.augment import Augment
+from fingerbench.errors import UserError
+from fingerbench.nets import ARCHITECTURES, final_layer, network
+from fingerbench.ops import predict
+from fingerbench.records import Images
+from fingerbench.zoo.adversarial import Adversarial
+from fingerbench.zoo.distill import Distill, distillation
+from fingerbench.zoo.finetune import Finetune
+from fingerbench.zoo.knockoff import Knockoff
+from fingerbench.zoo.noise import Noise, disturb
+from fingerbench.zoo.prune import Prune, weight_layers
+from fingerbench.zoo.table import Surrogates, Zoo, refuse_overlap, suspects
+from fingerbench.zoo.train import DivergedError, Recipe, Scene, Scratch, Workbench, fit, supervise
+
+RECIPE = Recipe(epochs=2, batch=16, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine")
+CLASSES = 3
+
+
+def toy_images(n, seed):
+    """Images whose brightest corner tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % CLASSES
+    x = torch.randint(0, 120, (n, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    for label, (top, left) in enumerate([(0, 0), (0, 8), (8, 0)]):
+        x[y == label, :, top : top + 8, left : left + 8] += 100
+    return Images(x, y)
+
+
+def small():
+    return network("resnet18", CLASSES, 0.125)
+
+
+def scene(victim, *, half=None, finetune=None, seed=0):
+    torch.manual_seed(seed)
+    bench = Workbench(torch.device("cpu"), False, Augment(pad=0, flip=False), torch.Generator().manual_seed(seed))
+    images = toy_images(48, 1)
+    return Scene(bench, small, copy.deepcopy(victim), half or images, finetune or images, toy_images(48, 2))
+
+
+@pytest.fixture(scope="module")
+def victim():
+    with torch.random.fork_rng():
+        return Scratch(RECIPE).make("resnet18", scene(None)).requires_grad_(True)
+
+
+@pytest.fixture(scope="module")
+def attacks():
+    settings = config.compose(["profile=paper"])
+    return {str(family): config.build(node) for family, node in settings.attack.items()}
+
+
+def test_the_zoo_has_the_154_suspects_of_the_paper(attacks):
+    rows = suspects(attacks, "resnet18")
+    assert len(rows) == len({row.name for row in rows}) == 154
+    assert sum(row.pirated for row in rows) == 63
+    thefts = {"source": 1, "finetune": 4, "prune": 9, "noise": 9, "adversarial": 10, "distill": 15, "knockoff": 15}
+    for family, count in thefts.items():
+        positives = [row for row in rows if row.family == family and row.pirated]
+        mirrors = [row for row in rows if row.family == family and not row.pirated]
+        assert len(positives) == len(mirrors) == count
+        assert [row.mirror_of for row in mirrors] == [row.name for row in positives]
+        assert [row.variant for row in mirrors] == [row.variant for row in positives]
+    for family in ("scratch", "scratch-distill"):
+        others = [row for row in rows if row.family == family]
+        assert [row.variant for row in others] == [name for name in ARCHITECTURES if name != "resnet18"]
+        assert not any(row.pirated or row.mirror_of for row in others)
+    assert {row.architecture for row in rows if row.family == "scratch-distill"} == {"resnet18"}
+
+
+def test_parents_halves_and_architectures(attacks):
+    rows = {row.name: row for row in suspects(attacks, "resnet18")}
+    assert all(row.half == ("A" if row.pirated else "B") for row in rows.values())
+    assert rows["distill/vgg13_bn"].parent == "source" and rows["distill/vgg13_bn"].architecture == "vgg13_bn"
+    assert rows["mirror/prune/0.9"].parent == "mirror/source" and rows["prune/0.9"].architecture == "resnet18"
+    assert rows["scratch-distill/xception"].parent == "scratch/xception"
+    assert all(row.parent in rows for row in rows.values() if row.parent)
+    assert [row.variant for row in rows.values() if row.family == "finetune" and row.pirated] == [
+        "FTLL",
+        "FTAL",
+        "RTLL",
+        "RTAL",
+    ]
+
+
+def toy_zoo(seed=0):
+    return Zoo("digest", 10, "resnet18", 1.0, Augment(pad=0, flip=False), "float32", seed, Scratch(RECIPE))
+
+
+def test_every_suspect_is_a_model_of_its_own_and_its_parent_part_of_its_key(attacks):
+    zoo = toy_zoo()
+    specs = {row.name: zoo.spec(row, attacks) for row in suspects(attacks, "resnet18")}
+    assert len({spec.key for spec in specs.values()}) == len({spec.seed for spec in specs.values()}) == 154
+    for row in suspects(attacks, "resnet18"):
+        parent = specs[row.name].parent
+        assert (parent.key if parent else None) == (specs[row.parent].key if row.parent else None)
+    assert toy_zoo(seed=1).original().key != zoo.original().key == specs["source"].key
+
+
+def test_the_surrogates_are_8_and_8_and_none_is_a_suspect(attacks):
+    zoo = toy_zoo()
+    surrogates: Surrogates = config.build(config.compose().surrogates)
+    positives, negatives = zoo.surrogates(surrogates)
+    assert len({s.key for s in positives}) == len({s.key for s in negatives}) == 8
+    assert positives[0].key == zoo.original().key
+    assert {s.half for s in positives} == {"A"} and {s.half for s in negatives} == {"B"}
+    specs = [zoo.spec(row, attacks) for row in suspects(attacks, "resnet18")]
+    refuse_overlap([*positives, *negatives], specs, zoo.original())
+    with pytest.raises(UserError, match="disjoint"):
+        refuse_overlap([specs[5]], specs, zoo.original())
+
+
+@pytest.mark.parametrize("mode", ["FTLL", "RTLL"])
+def test_last_layer_modes_leave_everything_else_as_it_is(victim, mode):
+    before = {k: v.clone() for k, v in victim.state_dict().items()}
+    after = Finetune(RECIPE).make(mode, scene(victim)).state_dict()
+    last = {k for k, v in final_layer(victim).state_dict(prefix="").items()}
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert len(changed) == len(last) == 2
+    assert all(before[k].shape[0] == CLASSES for k in changed)
+
+
+@pytest.mark.parametrize("mode", ["FTAL", "RTAL"])
+def test_all_layer_modes_change_every_weight(victim, mode):
+    before = dict(victim.named_parameters())
+    after = dict(Finetune(RECIPE).make(mode, scene(victim)).named_parameters())
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_unknown_mode_is_named(victim):
+    with pytest.raises(UserError, match="did you mean 'FTLL'"):
+        Finetune(RECIPE).make("FTL", scene(victim))
+
+
+@pytest.mark.parametrize("rate", ["0.1", "0.5", "0.9"])
+def test_pruned_weights_are_zero_at_the_stated_rate_after_fine_tuning(victim, rate):
+    pruned = Prune(RECIPE, (rate,)).make(rate, scene(victim))
+    for layer, original in zip(weight_layers(pruned), weight_layers(victim), strict=True):
+        zeros = layer.weight == 0
+        assert zeros.sum().item() == round(float(rate) * layer.weight.numel())
+        assert original.weight[zeros].abs().max() <= original.weight[~zeros].abs().min()
+    assert pruned.state_dict().keys() == victim.state_dict().keys()
+
+
+def test_noise_has_the_standard_deviation_of_its_layer_over_a(victim):
+    noised = copy.deepcopy(victim)
+    disturb(noised, 2.0, torch.Generator().manual_seed(0))
+    layers = list(zip(weight_layers(noised), weight_layers(victim), strict=True))
+    for layer, original in layers:
+        noise = layer.weight - original.weight
+        if noise.numel() > 1000:
+            assert noise.std().item() == pytest.approx(original.weight.std().item() / 2, rel=0.1)
+    weights = {id(layer.weight) for layer, _ in layers}
+    others = [(n, p) for n, p in noised.named_parameters() if id(p) not in weights]
+    assert all(torch.equal(p, victim.get_parameter(n)) for n, p in others) and others
+    assert Noise(RECIPE, ("1",)).make("1", scene(victim)) is not None
+
+
+def test_pgd_stays_within_its_bound_and_raises_the_loss(victim):
+    images = toy_images(30, 3)
+    attack = Adversarial(RECIPE, eps=0.1, step=0.025, steps=10, variants=("0.5",))
+    x = images.pixels()
+    moved = attack.pgd(copy.deepcopy(victim), x, images.y, torch.Generator().manual_seed(0))
+    assert (moved - x).abs().max() <= 0.1 + 1e-6 and moved.min() >= 0 and moved.max() <= 1
+    before, after = (F.cross_entropy(predict(victim, z), images.y) for z in (x, moved))
+    assert after > before + 0.1
+
+
+def test_adversarial_training_adds_the_share_it_names(victim, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "fingerbench.zoo.adversarial.supervise", lambda model, images, *_: seen.append(images) or model
+    )
+    s = scene(victim)
+    Adversarial(RECIPE, eps=0.1, step=0.025, steps=2, variants=("0.5",)).make("0.5", s)
+    assert len(seen[0]) == 48 + 24
+    assert torch.equal(seen[0].x[:48], s.finetune.x) and not torch.equal(seen[0].x[48:], s.finetune.x[:24])
+
+
+def test_distillation_is_hintons_loss():
+    student, teacher = torch.tensor([[1.0, -1.0, 0.5]]), torch.tensor([[0.2, 2.0, -1.0]])
+    p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
+    assert distillation(student, teacher, 4.0).item() == pytest.approx(16 * (p * (p / q).log()).sum().item(), rel=1e-5)
+    assert distillation(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("attack", [Distill(RECIPE, 4.0), Knockoff(RECIPE)], ids=["distill", "knockoff"])
+def test_students_never_see_a_label(victim, attack):
+    images = toy_images(48, 1)
+    shuffled = Images(images.x, torch.zeros_like(images.y))
+    one = attack.make("resnet18", scene(victim, half=images))
+    two = attack.make("resnet18", scene(victim, half=shuffled))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_training_learns_and_is_repeatable():
+    recipe = Recipe(epochs=6, batch=16, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="onecycle")
+    one = Scratch(recipe).make("resnet18", scene(None))
+    two = Scratch(recipe).make("resnet18", scene(None))
+    test = toy_images(60, 9)
+    assert torch.equal(predict(one, test.pixels()), predict(two, test.pixels()))
+    assert (predict(one, test.pixels()).argmax(1) == test.y).float().mean() > 0.8
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(victim):
+    s = scene(victim)
+    with pytest.raises(DivergedError, match="epoch 1"):
+        fit(s.victim, s.half.x, lambda logits, _x, _i: logits.sum() * float("nan"), RECIPE, s.workbench)
+
+
+def test_an_unknown_schedule_is_named(victim):
+    s = scene(victim)
+    recipe = Recipe(epochs=1, batch=16, lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosin")
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        supervise(s.victim, s.half, recipe, s.workbench)
