@@ -33,7 +33,8 @@ def job(settings: DictConfig) -> None:
 def main() -> None:
     """Check the command line, then hand it to Hydra."""
     try:
-        config.check(sys.argv[1:])
+        if not {"--help", "-h", "--hydra-help"} & set(sys.argv):
+            config.check(sys.argv[1:])
         job()
     except UserError as error:
         sys.exit(_complain(error))

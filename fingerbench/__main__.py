@@ -107,9 +107,15 @@ def _verify(parsed: argparse.Namespace) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    from fingerbench.evaluate.report import report
+    from rich.console import Console
 
-    report(parsed.runs, parsed.out)
+    from fingerbench.evaluate import report, tables
+
+    done = report.report(parsed.runs, parsed.out)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for table in tables.comparison_tables(done.table):
+        console.print(tables.terminal(table))
+    _out("\n".join([*done.notes, f"tables and figures: {parsed.out}"]))
 
 
 def _out(text: str) -> None:

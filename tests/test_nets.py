@@ -52,7 +52,7 @@ def test_the_order_is_the_papers():
     assert tuple(PARAMETERS) == ARCHITECTURES
 
 
-@pytest.mark.parametrize(("name", "mmacs"), zip(ARCHITECTURES, MMACS, strict=True))
+@pytest.mark.parametrize(("name", "mmacs"), list(zip(ARCHITECTURES, MMACS, strict=True)))
 def test_full_width_is_exactly_the_papers_network(name, mmacs):
     with torch.device("meta"):
         model, image = network(name).eval(), torch.zeros(1, 3, 32, 32)
@@ -89,7 +89,7 @@ def test_width_scales_the_whole_network(name):
             sum(p.numel() for p in network(name, width=w).parameters()) for w in (1 / 8, 1 / 4, 1 / 2, 1)
         ]
     assert sizes == sorted(sizes)
-    assert sizes[2] < 0.35 * sizes[3]
+    assert sizes[2] < 0.5 * sizes[3]
     assert sizes[0] < 0.15 * sizes[3]
 
 

@@ -202,7 +202,7 @@ def test_students_never_see_a_label(victim, attack):
 
 
 def test_training_learns_and_is_repeatable():
-    recipe = Recipe(epochs=6, batch=16, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="onecycle")
+    recipe = Recipe(epochs=12, batch=16, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="onecycle")
     one = Scratch(recipe).make("resnet18", scene(None))
     two = Scratch(recipe).make("resnet18", scene(None))
     test = toy_images(60, 9)

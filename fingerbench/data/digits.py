@@ -34,7 +34,7 @@ class Digits:
     seed: int = 0
 
     def load(self) -> Dataset:
-        """Return 600 / 600 / 298 / 299 images for a, b, finetune and test, and `transfer` glyphs labelled 0.
+        """Return the splits, by default of 600, 600, 298 and 299 images, and `transfer` glyphs labelled 0.
 
         Raises:
             UserError: a size or number of images that cannot be.

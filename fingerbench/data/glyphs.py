@@ -39,7 +39,7 @@ def glyphs(count: int, seed: int) -> NDArray[np.int64]:
     """Return `count` random glyphs (count, 8, 8), values 0 to 16, the same for the same seed.
 
     Each is rotated, sheared, scaled and shifted, bent by a smooth field, and drawn with a stroke whose thickness
-    varies from glyph to glyph and, smoothly, along the stroke. The ranges are measured: they make digits learnable.
+    varies from glyph to glyph and, smoothly, along the stroke. The ranges are measured: see `conf/data/digits.yaml`.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(FONTS) * len(CHARACTERS), size=count)
@@ -68,7 +68,7 @@ def _per_image(rng: np.random.Generator, count: int, low: float, high: float) ->
 
 
 def _smooth_fields(rng: np.random.Generator, count: int) -> Floats:
-    """Return random fields (count, SIDE, SIDE) of low frequency, of mean square 0.35 or so."""
+    """Return random fields (count, SIDE, SIDE) of low frequency, of mean 0 and variance 0.4 or so."""
     waves = np.cos(np.pi * np.outer((np.arange(SIDE) + 0.5) / SIDE, np.arange(WAVES)))
     return waves @ (rng.normal(size=(count, WAVES, WAVES)) / WAVES) @ waves.T
 

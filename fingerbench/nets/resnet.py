@@ -7,8 +7,10 @@ from torch import nn
 from fingerbench.nets.blocks import classifier, conv_bn, kaiming, scaled
 from fingerbench.vision import torchvision
 
+Block = type[torchvision.models.resnet.BasicBlock] | type[torchvision.models.resnet.Bottleneck]
 
-def _resnet(block: type, blocks: tuple[int, ...], classes: int, width: float) -> nn.Module:
+
+def _resnet(block: Block, blocks: tuple[int, ...], classes: int, width: float) -> nn.Module:
     c = scaled(64, width)
     features = nn.Sequential(conv_bn(3, c), nn.MaxPool2d(3, 2, padding=1))
     for stage, count in enumerate(blocks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import nn
 from torch.nn.utils import prune
 
@@ -31,6 +32,7 @@ class Prune:
         """Return the victim with that share of every layer's weights at exactly zero."""
         model = scene.victim
         assert model is not None
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as torch's pruning expects
         for layer in weight_layers(model):
             prune.l1_unstructured(layer, "weight", amount=float(variant))
         supervise(model, scene.finetune, self.recipe, scene.workbench)

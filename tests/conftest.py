@@ -1,0 +1,53 @@
+"""Shared by the tests: a tiny zoo on the digits, real in every part."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)  # two busy threads on two busy cores are many times slower than one
+
+TINY = [
+    "zoo.architectures=[resnet18,vgg13_bn]",
+    "surrogates.positives=[vgg13_bn]",
+    "surrogates.scratch=[resnet18,vgg13_bn]",
+    "surrogates.distilled=[vgg13_bn]",
+    "zoo.training.epochs=4",
+    "zoo.tuning.epochs=1",
+    "data.transfer=300",
+    "queries=20",
+    "jobs=2",
+]
+
+
+def start(script, *words, cwd=ROOT, **kwargs):
+    """Start `python script words...` and return the process, its output as text."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *script, *words], cwd=cwd, env=environment, **pipes, **kwargs)
+
+
+def finish(process, code=0):
+    """Wait for a process, and return its output; its exit code must be `code`."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def run(store, folder, *words, code=0, tiny=True):
+    """Run `python run.py` on the tiny zoo, and return its output."""
+    settings = [*(TINY if tiny else []), f"store={store}", f"hydra.run.dir={folder}"]
+    return finish(start(["run.py"], *settings, *words), code)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A store with the tiny zoo of two families, built by one run; (store, run folder, output)."""
+    folder = tmp_path_factory.mktemp("built")
+    output = run(folder / "store", folder / "run", "method=random", "attack=[source,finetune,distill]")
+    return folder / "store", folder / "run", output

@@ -1,0 +1,55 @@
+"""python -m fingerbench, and the Python API."""
+
+import json
+
+import fingerbench as fb
+from conftest import TINY, finish, start
+from fingerbench.__main__ import main
+
+
+def test_list_zoo_as_json(capsys):
+    assert main(["list", "zoo", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 154
+    names = "name family attack variant architecture parent half pirated mirror_of".split()
+    assert all(list(row) == names for row in rows)
+
+
+def test_list_methods_and_friends(capsys):
+    for what, expected in (("methods", "ipguard"), ("attack", "prune"), ("architectures", "xception")):
+        assert main(["list", what]) == 0
+        assert expected in capsys.readouterr().out.split()
+
+
+def test_an_unknown_list_is_answered_with_the_nearest(capsys):
+    assert main(["list", "metod"]) == 2
+    assert "did you mean 'method'" in capsys.readouterr().err
+
+
+def test_show_prints_the_configuration(capsys):
+    assert main(["show", "method=ipguard"]) == 0
+    assert "methods.ipguard.IPGuard" in capsys.readouterr().out
+
+
+def test_verify_counts_what_is_sound(built, capsys):
+    words = [*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]"]
+    assert main(["verify", *words]) == 0
+    assert "29 of 29 artefacts are sound" in capsys.readouterr().out
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = "import sys, run, fingerbench; print(sorted({'torch', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    assert finish(start(["-c", code])).strip() == "[]"
+    assert "method: akh" in finish(start(["run.py"], "--help"))
+
+
+def test_the_python_api(built):
+    bench = fb.open(*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]")
+    assert len(bench.suspects) == 14
+    model = bench.model("finetune/FTLL")
+    fingerprint = bench.fingerprint()
+    assert not model.training and model(fingerprint.queries).shape == (20, 10)
+    scores = bench.scores()
+    assert len(scores) == 14 and scores.set_index("suspect").score["source"] == 1.0
+    assert len(bench.scores("akh")) == 14
+    assert fb.network("resnet18", classes=7, width=0.25)(fingerprint.queries).shape == (20, 7)

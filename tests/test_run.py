@@ -1,0 +1,136 @@
+"""Whole runs on a tiny zoo: what is written, what is reused, and what survives kills, damage and company."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pandas as pd
+import pytest
+import safetensors.torch
+from conftest import TINY, finish, run, start
+
+FAMILIES = "attack=[source,finetune,distill]"
+COLUMNS = (
+    "method source suspect family attack variant arch pirated mirror_of score raw queries seed profile".split()
+)
+
+
+def stored(store, kind="model"):
+    return sorted(path.parent for path in (store / kind).glob("*/record.json"))
+
+
+def test_a_run_writes_everything(built):
+    store, folder, output = built
+    scores = pd.read_csv(folder / "scores.csv", dtype={"variant": str})
+    assert list(scores.columns) == COLUMNS
+    assert len(scores) == 2 * (1 + 4 + 2) and scores.pirated.sum() == 7
+    assert scores.set_index("suspect").score["source"] == 1.0
+    assert scores.score.between(0, 1).all() and scores.score.nunique() > 3
+    assert len(stored(store)) == 14 and len(stored(store, "response")) == 14
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["n"] == {"positives": 7, "negatives": 7} and 0 <= metrics["aruc"] <= 1
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] and manifest["seconds"]["made"]["model"] > 0
+    assert set(manifest["store"]["suspects"]) == set(scores.suspect)
+    tensors = safetensors.torch.load_file(folder / "fingerprint.safetensors")
+    assert tensors["queries"].shape == (20, 3, 16, 16) and tensors["labels"].shape == (20,)
+    for name in ("aruc.png", "aruc.pdf", "queries.png"):
+        assert (folder / "figures" / name).stat().st_size > 1000
+    models = pd.read_csv(folder / "models.csv")
+    assert models.accuracy.between(0, 1).all() and {"agreement", "seconds", "parent", "seed"} <= set(models.columns)
+    assert "ARUC" in output and "finetune" in output and str(folder) in output
+
+
+def test_the_same_again_makes_nothing(built, tmp_path):
+    store, folder, _ = built
+    output = run(store, tmp_path, "method=random", FAMILIES)
+    assert "nothing to make" in output
+    assert (tmp_path / "scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()
+
+
+def test_one_family_builds_only_what_it_needs(tmp_path):
+    output = run(tmp_path / "store", tmp_path / "run", "method=random", "attack=finetune")
+    assert "0 of 10 models" in output  # the source, its mirror, and four modes of each
+    assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 8
+
+
+def test_a_damaged_model_is_named_and_rebuilt_to_the_bit(built, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(built[0], store)
+    victim = stored(store)[3] / "payload.safetensors"
+    sound = victim.read_bytes()
+    broken = bytearray(sound)
+    broken[len(broken) // 2] ^= 1
+    victim.write_bytes(bytes(broken))
+    output = run(store, tmp_path / "run", "method=random", FAMILIES)
+    assert f"damaged: {json.loads((victim.parent / 'record.json').read_text())['label']}" in output
+    assert "making 1" in output and victim.read_bytes() == sound
+
+
+def test_a_killed_build_goes_on_and_two_at_once_do_no_harm(built, tmp_path):
+    store = tmp_path / "store"
+    words = [*TINY, f"store={store}", "method=random", FAMILIES]
+    killed = start(["run.py"], *words, f"hydra.run.dir={tmp_path / 'killed'}")
+    deadline = time.monotonic() + 120
+    while not stored(store) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    finish(killed, -signal.SIGKILL)
+    kept = {path: path.stat().st_mtime_ns for path in stored(store)}
+    assert kept
+    both = [start(["run.py"], *words, f"hydra.run.dir={tmp_path / name}") for name in "ab"]
+    for process in both:
+        finish(process)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    expected = (built[1] / "scores.csv").read_bytes()  # made elsewhere, from nothing, without interruption
+    assert {(tmp_path / name / "scores.csv").read_bytes() for name in "ab"} == {expected}
+    assert not (store / "damaged").exists()
+
+
+def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
+    store = tmp_path / "store"
+    settings = [*TINY, f"store={store}", f"hydra.run.dir={tmp_path / 'run'}", "method=random", FAMILIES]
+    process = start(["run.py"], *settings, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not stored(store) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "goes on where it was" in finish(process, 130)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_store_that_cannot_be_written_gives_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    output = run(tmp_path / "file" / "store", tmp_path / "run", "method=random", FAMILIES, code=2)
+    assert "error: cannot write to the store" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("method=ipgard", "unknown method 'ipgard'; did you mean 'ipguard'?"),
+        ("attack=[prune,nois]", "unknown attack 'nois'; did you mean 'noise'?"),
+        ("data=digit", "unknown data 'digit'; did you mean 'digits'?"),
+        ("zoo.widht=1", "unknown config key 'zoo.widht'; did you mean 'zoo.width'"),
+        ("zoo.source=resnet81", "unknown architecture 'resnet81'; did you mean 'resnet18'"),
+        ("jobs=0", "jobs: expected a whole number from 1"),
+    ],
+)
+def test_bad_input_gives_one_line_and_exit_code_2(tmp_path, word, answer):
+    output = run(tmp_path / "store", tmp_path / "run", "method=random", word, code=2, tiny=False)
+    assert f"error: {answer}" in output and "Traceback" not in output
+
+
+def test_a_sweep_and_its_report(built, tmp_path):
+    store = built[0]
+    words = [*TINY, f"store={store}", f"hydra.sweep.dir={tmp_path / 'sweep'}", FAMILIES, "queries=10"]
+    finish(start(["run.py"], "-m", *words, "method=random,akh", "seed=0,1"))
+    output = finish(start(["-m", "fingerbench"], "report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")))
+    assert "akh" in output and "random" in output
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert {"akh", "random"} <= set(table["method"])
+    for name in ("comparison.md", "comparison.tex", "figures/comparison.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 100
