@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fingerbench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    overrides = {"nargs": "*", "metavar": "KEY=VALUE", "help": "as for run.py"}
+    overrides: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE", "help": "as for run.py"}
 
     lister = commands.add_parser("list", help="what there is: the zoo, methods, attacks, data sets, ...")
     lister.add_argument("what", help=f"zoo, architectures, {', '.join(GROUPS)}")

@@ -96,7 +96,8 @@ def _explained() -> Iterator[None]:
 
 def _missing(error: MissingConfigException) -> UserError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    known = GlobalHydra.instance().hydra.config_loader.get_group_options(group) if group else []
+    hydra = GlobalHydra.instance().hydra
+    known = hydra.config_loader.get_group_options(group) if group and hydra else []
     return unknown(group, name, known) if known else UserError(_first_line(error))
 
 
@@ -106,7 +107,7 @@ def _misplaced(error: Exception) -> UserError:
         return UserError(_first_line(error))
     branch = key.rpartition(".")[0]
     siblings = OmegaConf.select(hydra_compose("config"), branch) if branch else hydra_compose("config")
-    known = [f"{branch}.{name}".lstrip(".") for name in siblings] if isinstance(siblings, DictConfig) else []
+    known = [f"{branch}.{name!s}".lstrip(".") for name in siblings] if isinstance(siblings, DictConfig) else []
     return unknown("config key", key, known)
 
 

@@ -126,9 +126,7 @@ class Fingerprint:
     def __post_init__(self) -> None:
         q = self.queries
         if q.ndim != 4 or q.dtype != torch.float32 or len(q) == 0:
-            raise ValueError(
-                f"queries: expected float32 (n, c, h, w), n >= 1; got {q.dtype} {tuple(q.shape)}"
-            )
+            raise ValueError(f"queries: expected float32 (n, c, h, w), n >= 1; got {q.dtype} {tuple(q.shape)}")
         if not bool(torch.isfinite(q).all()) or float(q.min()) < 0 or float(q.max()) > 1:
             raise ValueError(f"queries: expected values in [0, 1], got {float(q.min())} to {float(q.max())}")
 

@@ -30,9 +30,7 @@ def _define_missing_operators() -> torch.library.Library | None:
     return None
 
 
-_library = (
-    _define_missing_operators()
-)  # the schemas vanish with the object, so it must live as long as the process
+_library = _define_missing_operators()  # the schemas vanish with the object, so it must live as long as the process
 
 import torchvision  # noqa: E402
 

@@ -69,6 +69,7 @@ class NaturalFinger:
     beta: float = 0.5  # weight of the discriminator term
     kappa: float = 50.0  # logit margin beyond which more is not rewarded; released code only
     fgsm: float = 8 / 255  # step of FGSM in pixel values; released code only
+    flip: bool = True  # among the transforms; not where the mirror image of an object is no object, as with digits
     noise_std: float = 0.02
     shift: int = 4  # pixels
     shear: float = 0.1
@@ -100,12 +101,10 @@ class NaturalFinger:
             if yields["screened"] >= setting.budget:
                 break
         self._require_survivors(yields)
-        queries = torch.cat(images)[: setting.budget].contiguous()
-        state = {
-            "labels": torch.cat([c.labels for c in kept])[: setting.budget],
-            "negative_labels": torch.cat([c.negative_labels for c in kept])[: setting.budget],
-        }
-        return Fingerprint(queries, state, dict(yields), self._note(yields, setting.budget))
+        queries, chosen = torch.cat(images)[: setting.budget], _join(kept)[: setting.budget]
+        state = {"labels": chosen.labels.cpu(), "negative_labels": chosen.negative_labels.cpu()}
+        note = self._note(yields, setting.budget)
+        return Fingerprint(queries.cpu().contiguous(), state, dict(yields), note)
 
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return the matching rate: the share of labels (n,) that equal y+."""
@@ -210,8 +209,8 @@ class NaturalFinger:
     def _bank(self) -> tuple[Transform, ...]:
         if not self.input_transforms:
             return (Identity(),)
-        noise, shift, shear = GaussianNoise(self.noise_std), Translate(self.shift), Shear(self.shear)
-        return Identity(), HorizontalFlip(), noise, shift, shear
+        mirror = (HorizontalFlip(),) if self.flip else ()
+        return Identity(), *mirror, GaussianNoise(self.noise_std), Translate(self.shift), Shear(self.shear)
 
     def _require_survivors(self, yields: Counter[str]) -> None:
         if yields["screened"]:

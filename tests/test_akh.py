@@ -91,7 +91,5 @@ def test_cutmix_pastes_one_box_of_uniform_area():
     assert pasted.max() < 1  # nor of the other
     heights, widths = mixed.amax(2).sum(1), mixed.amax(1).sum(1)
     assert torch.equal(heights * widths, mixed.sum((1, 2)))
-    central = (
-        mixed[:, 0].amax(1) + mixed[:, -1].amax(1) + mixed[:, :, 0].amax(1) + mixed[:, :, -1].amax(1)
-    ) == 0
+    central = (mixed[:, 0].amax(1) + mixed[:, -1].amax(1) + mixed[:, :, 0].amax(1) + mixed[:, :, -1].amax(1)) == 0
     assert central.any()  # some boxes lie wholly inside

@@ -2,8 +2,9 @@
 
 import json
 
-import fingerbench as fb
 from conftest import TINY, finish, start
+
+import fingerbench as fb
 from fingerbench.__main__ import main
 
 
@@ -11,7 +12,7 @@ def test_list_zoo_as_json(capsys):
     assert main(["list", "zoo", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 154
-    names = "name family attack variant architecture parent half pirated mirror_of".split()
+    names = ["name", "family", "attack", "variant", "architecture", "parent", "half", "pirated", "mirror_of"]
     assert all(list(row) == names for row in rows)
 
 
@@ -38,7 +39,9 @@ def test_verify_counts_what_is_sound(built, capsys):
 
 
 def test_nothing_heavy_is_imported_for_help():
-    code = "import sys, run, fingerbench; print(sorted({'torch', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    code = (
+        "import sys, run, fingerbench; print(sorted({'torch', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    )
     assert finish(start(["-c", code])).strip() == "[]"
     assert "method: akh" in finish(start(["run.py"], "--help"))
 

@@ -254,9 +254,7 @@ def test_cifar10_splits_cover_the_set(cifar10):
 def test_missing_transfer_images_say_what_to_do(tmp_path):
     (tmp_path / "cifar-10-batches-py").symlink_to(REAL.resolve() / "cifar-10-batches-py")
     for transfer_root in (None, str(tmp_path / "none")):
-        with pytest.raises(
-            UserError, match=r"found neither; set data.download=true, or data.transfer_root=DIR"
-        ):
+        with pytest.raises(UserError, match=r"found neither; set data.download=true, or data.transfer_root=DIR"):
             Cifar10(str(tmp_path), transfer_root).load()
 
 

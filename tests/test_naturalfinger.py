@@ -12,6 +12,7 @@ from torch import nn
 from fingerbench.api import Fingerprinter
 from fingerbench.errors import UserError
 from fingerbench.records import Gan, Images, Setting
+from fingerbench.seeds import seeded
 from methods.naturalfinger import Candidates, NaturalFinger, margin
 
 CLASSES, SIZE, LATENT = 3, 4, 6
@@ -35,10 +36,8 @@ class ToyDiscriminator(nn.Module):
 
 
 def linear(seed, scale=1.0):
-    torch_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES)).eval().requires_grad_(False)
-    torch.random.set_rng_state(torch_state)
+    with seeded(seed):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES)).eval().requires_grad_(False)
     model[1].weight.mul_(scale)
     return model
 

@@ -85,9 +85,7 @@ def test_narrow_networks_take_other_sizes_in_both_modes(name, size):
 @every_architecture
 def test_width_scales_the_whole_network(name):
     with torch.device("meta"):
-        sizes = [
-            sum(p.numel() for p in network(name, width=w).parameters()) for w in (1 / 8, 1 / 4, 1 / 2, 1)
-        ]
+        sizes = [sum(p.numel() for p in network(name, width=w).parameters()) for w in (1 / 8, 1 / 4, 1 / 2, 1)]
     assert sizes == sorted(sizes)
     assert sizes[2] < 0.5 * sizes[3]
     assert sizes[0] < 0.15 * sizes[3]
@@ -139,9 +137,7 @@ def test_normalisation_inside_equals_outside():
 
 
 def test_unknown_name_names_its_neighbours():
-    with pytest.raises(
-        UserError, match=r"unknown architecture 'resnet19'; did you mean .*'resnet18'.*known: densenet"
-    ):
+    with pytest.raises(UserError, match=r"unknown architecture 'resnet19'; did you mean .*'resnet18'.*known: densenet"):
         network("resnet19")
 
 

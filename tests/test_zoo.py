@@ -176,9 +176,7 @@ def test_pgd_stays_within_its_bound_and_raises_the_loss(victim):
 
 def test_adversarial_training_adds_the_share_it_names(victim, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "fingerbench.zoo.adversarial.supervise", lambda model, images, *_: seen.append(images) or model
-    )
+    monkeypatch.setattr("fingerbench.zoo.adversarial.supervise", lambda model, images, *_: seen.append(images) or model)
     s = scene(victim)
     Adversarial(RECIPE, eps=0.1, step=0.025, steps=2, variants=("0.5",)).make("0.5", s)
     assert len(seen[0]) == 48 + 24

@@ -96,19 +96,13 @@ def _read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             rgb = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path}: expected an image, could not read it ({error}); mend or delete it"
-        ) from error
-    return np.asarray(
-        rgb if rgb.size == (SIDE, SIDE) else rgb.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    )
+        raise UserError(f"{path}: expected an image, could not read it ({error}); mend or delete it") from error
+    return np.asarray(rgb if rgb.size == (SIDE, SIDE) else rgb.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _archive(kind: type[CIFAR10], root: Path, *, train: bool, download: bool) -> Images:
     try:
-        loaded: Any = kind(
-            str(root), train=train, download=download
-        )  # torchvision compares the md5 of each file
+        loaded: Any = kind(str(root), train=train, download=download)  # torchvision compares the md5 of each file
     except (RuntimeError, OSError) as error:
         reason = f"; the download failed ({error})" if download else ""
         step = "unpack it there by hand" if download else "set data.download=true"

@@ -59,9 +59,7 @@ class Digits:
             ("transfer", self.transfer, 1, 1_000_000),
         ):
             if not least <= value <= most:
-                raise UserError(
-                    f"digits: expected {name} from {least} to {most}; got {value}; set data.{name}=N"
-                )
+                raise UserError(f"digits: expected {name} from {least} to {most}; got {value}; set data.{name}=N")
 
 
 def enlarge(levels: np.ndarray, size: int) -> Tensor:

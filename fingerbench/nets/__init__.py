@@ -86,7 +86,5 @@ def final_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if not layers:
-        raise UserError(
-            f"{type(model).__name__} has no linear or convolution layer to fine-tune as its last one"
-        )
+        raise UserError(f"{type(model).__name__} has no linear or convolution layer to fine-tune as its last one")
     return layers[-1]

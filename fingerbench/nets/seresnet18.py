@@ -15,9 +15,7 @@ def block(c_in: int, c_out: int, stride: int) -> nn.Sequential:
     residual = nn.Sequential(
         conv_bn(c_in, c_out, stride=stride, bias=True),
         conv_bn(c_out, c_out, bias=True),
-        SqueezeExcite(
-            c_out, max(4, c_out // 16), nn.ReLU(inplace=True)
-        ),  # 4 is the least of the network at width 1
+        SqueezeExcite(c_out, max(4, c_out // 16), nn.ReLU(inplace=True)),  # 4 is the least of the network at width 1
     )
     shortcut = None
     if stride > 1 or c_in != c_out:

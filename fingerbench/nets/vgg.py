@@ -28,9 +28,7 @@ def _vgg(configuration: str, classes: int, width: float) -> nn.Module:
         nn.Linear(hidden, classes),
     )
     kaiming(features, "fan_out")
-    parts = OrderedDict(
-        features=features, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=head
-    )
+    parts = OrderedDict(features=features, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=head)
     return nn.Sequential(parts)
 
 

@@ -34,7 +34,7 @@ class Finetune:
         assert model is not None
         last = final_layer(model)
         if variant.startswith("RT"):
-            last.reset_parameters()  # type: ignore[operator]
+            last.reset_parameters()
         only_last = variant.endswith("LL")
         model.requires_grad_(not only_last)
         last.requires_grad_(True)

@@ -87,9 +87,7 @@ class Zoo:
     def _trained(self, name: str, architecture: str, half: Half) -> ModelSpec:
         return self._model(name, architecture, half, self.scratch, architecture, None)
 
-    def _derived(
-        self, name: str, architecture: str, parent: ModelSpec, attack: Attack, variant: str
-    ) -> ModelSpec:
+    def _derived(self, name: str, architecture: str, parent: ModelSpec, attack: Attack, variant: str) -> ModelSpec:
         return self._model(name, architecture, parent.half, attack, variant, parent)
 
     def _model(

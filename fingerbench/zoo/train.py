@@ -76,9 +76,7 @@ class Scratch:
         return supervise(scene.network(), scene.half, self.recipe, scene.workbench)
 
 
-def supervise(
-    model: nn.Module, images: Images, recipe: Recipe, bench: Workbench, *, frozen: bool = False
-) -> nn.Module:
+def supervise(model: nn.Module, images: Images, recipe: Recipe, bench: Workbench, *, frozen: bool = False) -> nn.Module:
     """Train `model` with the cross-entropy against labels, and return it. See `fit` for `frozen`."""
 
     def loss(logits: Tensor, _x: Tensor, index: Tensor) -> Tensor:
@@ -111,7 +109,7 @@ def fit(
     model = model.to(bench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
     learnt = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
-        learnt, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+        learnt, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
     )
     batches = _batches(len(images), recipe.batch)
     schedule = _schedule(optimizer, recipe, recipe.epochs * batches)
