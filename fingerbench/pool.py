@@ -23,6 +23,7 @@ from fingerbench.store import Spec, Store
 
 log = logging.getLogger(__name__)
 
+POLL_S = 0.1  # between looks at how far the workers are
 RETRY_S = 0.5  # until a model that another process is making is looked at again
 
 
@@ -42,6 +43,7 @@ class Pool:
         self._running: dict[str, Spec] = {}
         self._retry: dict[str, float] = {}
         self._made: Counter[str] = Counter()
+        self._effort_made = 0.0
         self._error: Exception | None = None
         self._workers: list[subprocess.Popen[str]] = []
 
@@ -58,14 +60,21 @@ class Pool:
         if not self._todo:
             return
         progress = Progress({kind: (found[kind], found[kind] + missing[kind]) for kind in missing})
+        effort = sum(spec.effort for spec in self._todo.values())
+        began = time.monotonic()
+
+        def left() -> float | None:
+            made = self._effort_made
+            return (time.monotonic() - began) / made * (effort - made) if made else None
+
         threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(min(self.jobs, len(self._todo)))]
         try:
             with progress:
                 for thread in threads:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
-                    threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
-                    progress.show(found + self._made, [spec.label for spec in list(self._running.values())])
+                    time.sleep(POLL_S)
+                    progress.show(found + self._made, [spec.label for spec in list(self._running.values())], left())
         finally:
             self._stop()
         if self._error:
@@ -158,6 +167,7 @@ class Pool:
                 self._error = self._error or error(reply["error"])
             else:
                 self._made[spec.kind] += 1
+                self._effort_made += spec.effort
                 log.debug("%s: %s", spec.label, reply["status"])
             self._change.notify_all()
 

@@ -47,6 +47,11 @@ class Spec:
     kind: ClassVar[str]
     version: ClassVar[int]  # bump by hand when the same spec comes to mean something else
 
+    @property
+    def effort(self) -> float:
+        """Roughly how long it takes to make, relative to a network from random weights: for the time left alone."""
+        return 1.0
+
     @cached_property
     def key(self) -> str:
         """The sha256 of this description, in which each parent stands as its own key."""

@@ -12,22 +12,8 @@ import safetensors.torch
 from conftest import TINY, finish, run, start
 
 FAMILIES = "attack=[source,finetune,distill]"
-COLUMNS = [
-    "method",
-    "source",
-    "suspect",
-    "family",
-    "attack",
-    "variant",
-    "arch",
-    "pirated",
-    "mirror_of",
-    "score",
-    "raw",
-    "queries",
-    "seed",
-    "profile",
-]
+COLUMNS = ["method", "source", "suspect", "family", "attack", "variant", "arch", "pirated", "mirror_of"]
+COLUMNS += ["score", "raw", "queries", "seed", "profile"]
 
 
 def stored(store, kind="model"):

@@ -101,6 +101,11 @@ class ResponseSpec(Spec):
         """The suspect's name."""
         return f"{self.suspect.name} answers"
 
+    @property
+    def effort(self) -> float:
+        """One small batch, no training."""
+        return 0.01
+
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Ask."""
         queries = workshop.load(self.fingerprint).tensors["queries"]

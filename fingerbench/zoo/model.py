@@ -64,6 +64,11 @@ class ModelSpec(Spec):
         """The suspect's or surrogate's name."""
         return self.name
 
+    @property
+    def effort(self) -> float:
+        """A modification is a short training on few images."""
+        return 1.0 if self.attack.students else 0.2
+
     def network(self) -> nn.Module:
         """Return the network without its weights: [0, 1] images to logits."""
         return network(self.architecture, self.classes, self.width)
