@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fingerbench import config
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, writing
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -24,28 +25,25 @@ def job(settings: DictConfig) -> None:
     try:
         run(Bench(settings), Path(HydraConfig.get().runtime.output_dir))
     except UserError as error:
-        logging.getLogger("fingerbench").error("error: %s", error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the sweep's other jobs go on
-        sys.exit(error.exit_code)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs go on, and only the first error reaches main
+            logging.getLogger("fingerbench").error("error: %s", error)
+        raise
 
 
 def main() -> None:
     """Check the command line, then hand it to Hydra."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here, instead of Hydra's shortened traceback
     try:
         if not {"--help", "-h", "--hydra-help"} & set(sys.argv):
             config.check(sys.argv[1:])
-        job()
+        with writing(Path("runs"), "hydra.run.dir"):
+            job()
     except UserError as error:
-        sys.exit(_complain(error))
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
         sys.exit(130)
-
-
-def _complain(error: UserError) -> int:
-    sys.stderr.write(f"error: {error}\n")
-    return error.exit_code
 
 
 if __name__ == "__main__":

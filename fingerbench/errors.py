@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
 class UserError(Exception):
@@ -18,3 +23,17 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     return UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(options)}")
+
+
+@contextmanager
+def writing(folder: Path, option: str) -> Iterator[None]:
+    """Turn what a full, read-only or misplaced disk says into one clear line; `option` chooses another folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(
+            f"cannot write to {error.filename or folder}: {error.strerror}; nothing finished is lost: make room or grant access and run "
+            f"the same command again, or choose another folder with {option}=DIR"
+        ) from error

@@ -25,11 +25,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, writing
 
 SCHEMA = 1
 PAYLOAD, RECORD = "payload.safetensors", "record.json"
-UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
 class DamagedError(Exception):
@@ -151,7 +150,7 @@ class Store:
             self._read(spec)
         except DamagedError as error:
             aside = self.root / "damaged" / f"{spec.kind}-{spec.key[:16]}-{time.time_ns()}"
-            with self.writing():
+            with writing(self.root, "store"):
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 self.path(spec).rename(aside)
             return f"{error}; set aside in {aside}, to be rebuilt"
@@ -173,7 +172,7 @@ class Store:
         }
         record["record_sha256"] = _checksum(record)
         draft = self.root / "drafts" / f"{spec.key}-{os.getpid()}"
-        with self.writing():
+        with writing(self.root, "store"):
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             _write(draft / PAYLOAD, payload)
@@ -183,31 +182,18 @@ class Store:
     @contextmanager
     def claim(self, spec: Spec) -> Iterator[bool]:
         """Hold the lock of `spec` inside the block; yields False at once where another process holds it."""
-        with self.writing():
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / "locks" / f"{spec.key}.lock", timeout=0)
-            try:
+        lock = FileLock(self.root / "locks" / f"{spec.key}.lock", timeout=0)
+        try:
+            with writing(self.root, "store"):
+                (self.root / "locks").mkdir(parents=True, exist_ok=True)
                 lock.acquire()
-            except Timeout:
-                yield False
-                return
+        except Timeout:
+            yield False
+            return
         try:
             yield True
         finally:
             lock.release()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn what a full, read-only or misplaced disk says into one clear line."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            raise UserError(
-                f"cannot write to the store {self.root}: {error.strerror}; nothing finished is lost: "
-                "make room or grant access and run the same command again, or choose another with store=DIR"
-            ) from error
 
     def _publish(self, draft: Path, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ TINY = [
 
 def start(script, *words, cwd=ROOT, **kwargs):
     """Start `python script words...` and return the process, its output as text."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    environment = os.environ | {"PYTHONPATH": str(cwd), "COLUMNS": "120"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *script, *words], cwd=cwd, env=environment, **pipes, **kwargs)
 

@@ -104,7 +104,13 @@ def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
 def test_a_store_that_cannot_be_written_gives_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     output = run(tmp_path / "file" / "store", tmp_path / "run", "method=random", FAMILIES, code=2)
-    assert "error: cannot write to the store" in output and "Traceback" not in output
+    assert "error: cannot write to" in output and "store=DIR" in output and "Traceback" not in output
+
+
+def test_a_run_folder_that_cannot_be_made_gives_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    output = run(tmp_path / "store", tmp_path / "file" / "run", "method=random", FAMILIES, code=2)
+    assert "error: cannot write to" in output and "hydra.run.dir=DIR" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from fingerbench.bench import Bench
+from fingerbench.errors import writing
 from fingerbench.evaluate import plots, tables
 from fingerbench.evaluate.metrics import summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
@@ -40,14 +41,15 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     frame = scores(bench)
     metrics = summary(frame) | {"fingerprint": facts}
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / "scores.csv", index=False)
-    models(bench).to_csv(folder / "models.csv", index=False)
-    _write_json(folder / "metrics.json", metrics)
-    safetensors.torch.save_file(dict(fingerprint.tensors()), folder / "fingerprint.safetensors")
-    draw(frame, fingerprint, folder / "figures")
-    seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
-    _write_json(folder / "manifest.json", describe(bench, seconds))
+    with writing(folder, "hydra.run.dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(folder / "scores.csv", index=False)
+        models(bench).to_csv(folder / "models.csv", index=False)
+        _write_json(folder / "metrics.json", metrics)
+        safetensors.torch.save_file(dict(fingerprint.tensors()), folder / "fingerprint.safetensors")
+        draw(frame, fingerprint, folder / "figures")
+        seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
+        _write_json(folder / "manifest.json", describe(bench, seconds))
     title = f"{bench.settings.method.name} on {bench.settings.data.name}"
     Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
     log.info("files and figures: %s", folder)

@@ -1,0 +1,43 @@
+"""The README's examples are run, to the letter."""
+
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import ROOT, TINY, finish, start
+
+README = (ROOT / "README.md").read_text()
+FILES = dict(re.findall(r"<!-- test: (\S+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the repository with the files of the README added."""
+    for part in ("run.py", "conf", "fingerbench", "methods"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
+    for name, text in FILES.items():
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_new_method_and_a_new_attack_are_two_files_each(checkout):
+    assert len(FILES) == 4
+    words = [*TINY, f"store={checkout / 'store'}", f"hydra.run.dir={checkout / 'run'}"]
+    finish(start(["run.py"], *words, "method=static", "method.contrast=0.5", "attack=[source,binarise]", cwd=checkout))
+    scores = pd.read_csv(checkout / "run" / "scores.csv").set_index("suspect")
+    assert list(scores.index) == ["source", "mirror/source", "binarise/once", "mirror/binarise/once"]
+    assert scores.score["source"] == 1.0 and set(scores.method) == {"static"}
+
+
+def test_the_python_example(built):
+    (block,) = re.findall(r"```python\n(import fingerbench as fb\n.*?)```", README, re.DOTALL)
+    overrides = [*TINY, f"store={built[0]}", "attack=[source,finetune,prune]"]
+    finish(start(["-c", block.replace('"data=digits"', ", ".join(map(repr, overrides)))]))
+
+
+def test_every_family_method_and_file_is_described(built):
+    for name in ("naturalfinger", "ipguard", "akh", "random", *(p.name for p in built[1].iterdir() if p.is_file())):
+        assert f"`{name}`" in README, name
