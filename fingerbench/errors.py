@@ -34,6 +34,6 @@ def writing(folder: Path, option: str) -> Iterator[None]:
         if error.errno not in UNWRITABLE:
             raise
         raise UserError(
-            f"cannot write to {error.filename or folder}: {error.strerror}; nothing finished is lost: make room or grant access and run "
-            f"the same command again, or choose another folder with {option}=DIR"
+            f"cannot write to {error.filename or folder}: {error.strerror}; nothing finished is lost: make room or "
+            f"grant access and run the same command again, or choose another folder with {option}=DIR"
         ) from error

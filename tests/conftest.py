@@ -32,17 +32,17 @@ def start(script, *words, cwd=ROOT, **kwargs):
     return subprocess.Popen([sys.executable, *script, *words], cwd=cwd, env=environment, **pipes, **kwargs)
 
 
-def finish(process, code=0):
+def finish(process, code=0, timeout=300):
     """Wait for a process, and return its output; its exit code must be `code`."""
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=timeout)
     assert process.returncode == code, output
     return output
 
 
-def run(store, folder, *words, code=0, tiny=True):
-    """Run `python run.py` on the tiny zoo, and return its output."""
+def run(store, folder, *words, code=0, tiny=True, timeout=300):
+    """Run `python run.py`, on the tiny zoo unless told otherwise, and return its output."""
     settings = [*(TINY if tiny else []), f"store={store}", f"hydra.run.dir={folder}"]
-    return finish(start(["run.py"], *settings, *words), code)
+    return finish(start(["run.py"], *settings, *words), code, timeout)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from fingerbench.records import Gan, Images, Setting
 from fingerbench.seeds import seeded
 
 FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
-CONSTANTS = {"fgsm": 0.1255, "noise_std": 0.02, "shift": 2, "shear": 0.1}
+CONSTANTS = OmegaConf.load(Path(__file__).parents[1] / "conf/data/digits.yaml").constants
 TINY = {
     "ipguard": {"margin": 1.0, "lr": 0.01, "steps": 100},
     "naturalfinger": {"epochs": 8, "latent_batch": 20},

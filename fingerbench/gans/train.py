@@ -48,7 +48,6 @@ class Training:
     betas: tuple[float, float] = (0.5, 0.999)
     discriminator_steps: int = 5  # for each step of the generator
     flip: bool = True  # mirror each real image with probability 1/2
-    bf16: bool = False  # autocast to bfloat16
 
 
 def train(
@@ -73,18 +72,14 @@ def train(
         labels = torch.randint(classes, (training.batch,), generator=generator).to(device)
         return g(z, labels), labels
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.bf16)
     for _ in range(training.steps):
         for _ in range(training.discriminator_steps):
             real, real_labels = next(reals)
-            with autocast:
-                with torch.no_grad():
-                    fake, labels = fakes()
-                scores = d(torch.cat([real, fake]), torch.cat([real_labels, labels])).float()
+            with torch.no_grad():
+                fake, labels = fakes()
+            scores = d(torch.cat([real, fake]), torch.cat([real_labels, labels]))
             _descend(step_d, loss.discriminator(*scores.split([len(real), len(fake)])))
-        with autocast:
-            scores = d(*fakes()).float()
-        _descend(step_g, loss.generator(scores))
+        _descend(step_g, loss.generator(d(*fakes())))
     return freeze(gan)
 
 
