@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fingerbench import config
-from fingerbench.errors import UserError, writing
+from fingerbench.errors import BuildError, UserError, writing
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -25,9 +25,10 @@ def job(settings: DictConfig) -> None:
     try:
         run(Bench(settings), Path(HydraConfig.get().runtime.output_dir))
     except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs go on, and only the first error reaches main
-            logging.getLogger("fingerbench").error("error: %s", error)
-        raise
+        logging.getLogger("fingerbench").error("error: %s", error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the other jobs go on, and Hydra tells at the end
+        sys.exit(error.exit_code)
 
 
 def main() -> None:
@@ -41,6 +42,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+    except BuildError as error:
+        sys.stderr.write(f"failed; everything finished is kept. A worker says:\n{error}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
         sys.exit(130)

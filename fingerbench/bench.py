@@ -25,14 +25,14 @@ from fingerbench import config
 from fingerbench.api import Fingerprinter
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
-from fingerbench.errors import UserError, unknown
+from fingerbench.errors import require, unknown
 from fingerbench.evaluate.specs import FingerprintSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans.spec import GanSpec
 from fingerbench.pool import Pool
 from fingerbench.records import Dataset, Fingerprint, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.store import Spec, Store
-from fingerbench.workshop import Workshop, pick_device
+from fingerbench.workshop import Workshop, pick_bfloat16, pick_device
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.table import Surrogates, Zoo, refuse_overlap, suspects
 
@@ -81,14 +81,16 @@ class Bench:
     @cached_property
     def zoo(self) -> Zoo:
         """What all models of this zoo share."""
+        width = self.settings.zoo.width
+        require(isinstance(width, int | float) and width > 0, "zoo.width", "a number above 0", width)
         return Zoo(
             data=digest(self.data),
             classes=self.data.classes,
             source=self.settings.zoo.source,
-            width=float(self.settings.zoo.width),
+            width=float(width),
             augment=Augment(**self.settings.data.constants.augment),
             precision=self.settings.precision,
-            seed=self.settings.zoo.seed,
+            seed=self._number("zoo.seed", 0),
             scratch=config.build(self.settings.zoo.scratch),
         )
 
@@ -118,8 +120,8 @@ class Bench:
             positives=positives,
             negatives=negatives,
             gan=self._gan() if "gan" in self.method.needs else None,
-            budget=self.settings.queries,
-            seed=seed_for(self.settings.seed, "fingerprint"),
+            budget=self._number("queries", 1),
+            seed=seed_for(self._number("seed", 0), "fingerprint"),
         )
 
     def _gan(self) -> GanSpec:
@@ -151,18 +153,23 @@ class Bench:
 
     def build(self, wanted: Iterable[Spec]) -> None:
         """Make whatever of `wanted`, or of what it needs, is not in the store."""
+        # Refuse what cannot be before any worker starts.
+        pick_bfloat16(self.settings.precision, pick_device(self.settings.device))
+        self._number("threads", 1)
         container = OmegaConf.to_container(self.settings, resolve=True)
         Pool(self.store, cast(dict[str, Any], container), self.jobs).run(list(wanted))
 
     @property
     def jobs(self) -> int:
         """The number of worker processes."""
-        jobs = self.settings.jobs
-        if jobs is None:
+        if self.settings.jobs is None:
             return len(os.sched_getaffinity(0))
-        if not isinstance(jobs, int) or jobs < 1:
-            raise UserError(f"jobs: expected a whole number from 1, or null for one per core; got {jobs!r}")
-        return jobs
+        return self._number("jobs", 1)
+
+    def _number(self, key: str, least: int) -> int:
+        value = OmegaConf.select(self.settings, key)
+        require(isinstance(value, int) and value >= least, key, f"a whole number from {least}", value)
+        return int(value)
 
     def model(self, name: str) -> nn.Module:
         """Return a suspect by name, built if missing: frozen, in eval mode, [0, 1] images to logits.

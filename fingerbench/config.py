@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -16,7 +17,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fingerbench.errors import UserError, unknown
+from fingerbench.errors import UserError, require, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RESERVED = ("name", "constants")  # keys of a method or data file that describe it and are no constructor arguments
@@ -32,16 +33,20 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return hydra_compose("config", overrides=list(overrides))
 
 
-def check(arguments: Iterable[str]) -> None:
+def check(arguments: Sequence[str]) -> None:
     """Refuse command-line overrides that would not compose, each value of a sweep on its own.
 
     Raises:
         UserError: the first that does not, in one line.
     """
+    flags = [word for word in arguments if word.startswith("-")]
     words = [word for word in arguments if not word.startswith("-")]
     with _hydra(), _explained():
         parsed = OverridesParser.create().parse_overrides(words)
         swept = [override for override in parsed if override.is_sweep_override()]
+        if swept and not {"-m", "--multirun"} & set(flags):
+            key, _, values = (swept[0].input_line or "").partition("=")
+            raise UserError(f"{key}={values} is a sweep: add -m for one run each, or write {key}=[{values}] for a list")
         fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
         hydra_compose("config", overrides=[line for line in fixed if line is not None])
         for override in swept:
@@ -55,11 +60,11 @@ def options(group: str) -> list[str]:
         return sorted(hydra.config_loader.get_group_options(group))
 
 
-def build(node: DictConfig, **extra: Any) -> Any:
+def build(node: DictConfig) -> Any:
     """Return the object that a config node with a `_target_` describes.
 
     Raises:
-        UserError: the target cannot be imported, or does not take these arguments.
+        UserError: the target cannot be imported, does not take these arguments, or takes them of another type.
     """
     from hydra.utils import instantiate
 
@@ -68,12 +73,33 @@ def build(node: DictConfig, **extra: Any) -> Any:
         raise UserError(f"expected a config node with a _target_, got {plain!r}")
     arguments = {key: value for key, value in plain.items() if key not in RESERVED}
     try:
-        return instantiate(arguments, _convert_="all", **extra)
+        built = instantiate(arguments, _convert_="all")
     except HydraException as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
         raise UserError(f"cannot build {plain['_target_']}: {_first_line(cause)}; check its config file") from error
+    _check_fields(built)
+    return built
+
+
+def _check_fields(built: Any) -> None:
+    """Refuse a dataclass whose numbers, switches and texts are not of the declared type: YAML promises nothing."""
+    if not is_dataclass(built) or isinstance(built, type):
+        return
+    hints = get_type_hints(type(built))
+    for f in fields(built):
+        value, hint = getattr(built, f.name), hints[f.name]
+        allowed: tuple[type, ...] = (int, float) if hint is float else (hint,)
+        plain = hint in (int, float, bool, str)
+        mistaken = plain and (not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool))
+        require(
+            not mistaken,
+            f"{type(built).__name__}.{f.name}",
+            f"a value of type {getattr(hint, '__name__', hint)}",
+            value,
+        )
+        _check_fields(value)
 
 
 @contextmanager
@@ -96,8 +122,10 @@ def _explained() -> Iterator[None]:
 
 def _missing(error: MissingConfigException) -> UserError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    known = list(error.options or [])  # Hydra leaves them out where one name of a list is wrong
     hydra = GlobalHydra.instance().hydra
-    known = hydra.config_loader.get_group_options(group) if group and hydra else []
+    if not known and group and hydra:
+        known = hydra.config_loader.get_group_options(group)
     return unknown(group, name, known) if known else UserError(_first_line(error))
 
 

@@ -17,12 +17,22 @@ class UserError(Exception):
     exit_code = 2
 
 
+class BuildError(Exception):
+    """Making an artefact failed for no fault of the user's. The message holds what the worker said."""
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a `name` that is not among `known`, with the nearest names first."""
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     return UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(options)}")
+
+
+def require(condition: bool, what: str, expected: str, got: object) -> None:
+    """Raise the UserError "what: expected ..., got ..." unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{what}: expected {expected}; got {got!r}")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fingerbench.errors import UserError
+from fingerbench.errors import BuildError, UserError
 from fingerbench.progress import Progress
 from fingerbench.store import Spec, Store
 
@@ -25,10 +25,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1  # between looks at how far the workers are
 RETRY_S = 0.5  # until a model that another process is making is looked at again
-
-
-class BuildError(RuntimeError):
-    """A worker failed or died; the message holds what it said."""
 
 
 class Pool:
@@ -51,8 +47,8 @@ class Pool:
         """Make what is missing of `wanted` and of what that needs, in this order as far as parents allow.
 
         Raises:
-            UserError: the user's to mend, such as a full disk.
-            BuildError: a maker failed; everything finished until then is kept.
+            UserError: the user's to mend, such as a full disk or a worker killed for its memory.
+            BuildError: a maker failed. The others finish what they are at; everything finished is kept.
         """
         found = self._take_stock(wanted)
         missing = Counter(spec.kind for spec in self._todo.values())
@@ -104,8 +100,8 @@ class Pool:
         return found
 
     def _serve(self) -> None:
-        worker = self._start()
         try:
+            worker = self._start()
             while (spec := self._next()) is not None:
                 self._handle(spec, self._ask(worker, spec))
         except Exception as error:  # noqa: BLE001 - whatever it is, the main thread raises it
@@ -150,7 +146,7 @@ class Pool:
         line = worker.stdout.readline()
         if not line:
             code = worker.wait()
-            raise BuildError(
+            raise UserError(
                 f"a worker died with exit code {code} while making {spec.label}; killed by the system (code -9) often "
                 "means out of memory: try fewer jobs=; the same command goes on where it was"
             )
@@ -178,7 +174,6 @@ class Pool:
 
     def _stop(self) -> None:
         with self._change:
-            self._error = self._error or None
             self._todo.clear()
             self._change.notify_all()
         for worker in self._workers:

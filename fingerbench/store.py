@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,7 +150,7 @@ class Store:
             self._read(spec)
         except DamagedError as error:
             aside = self.root / "damaged" / f"{spec.kind}-{spec.key[:16]}-{time.time_ns()}"
-            with writing(self.root, "store"):
+            with writing(self.root, "store"), suppress(FileNotFoundError):  # another process may have been faster
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 self.path(spec).rename(aside)
             return f"{error}; set aside in {aside}, to be rebuilt"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fingerbench.errors import unknown
+from fingerbench.errors import UserError, unknown
 from fingerbench.records import Dataset
 from fingerbench.store import Artefact, Spec, Store
 
@@ -30,9 +30,12 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise unknown("device", name, ["auto", "cpu", "cuda"]) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: PyTorch finds no usable GPU here; use device=cpu, or install a CUDA build")
+    return device
 
 
 def pick_bfloat16(precision: str, device: torch.device) -> bool:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,6 +19,12 @@ COLUMNS += ["score", "raw", "queries", "seed", "profile"]
 
 def stored(store, kind="model"):
     return sorted(path.parent for path in (store / kind).glob("*/record.json"))
+
+
+def await_a_model(store):
+    deadline = time.monotonic() + 120
+    while not stored(store) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_run_writes_everything(built):
@@ -72,9 +79,7 @@ def test_a_killed_build_goes_on_and_two_at_once_do_no_harm(built, tmp_path):
     store = tmp_path / "store"
     words = [*TINY, f"store={store}", "method=random", FAMILIES]
     killed = start(["run.py"], *words, f"hydra.run.dir={tmp_path / 'killed'}")
-    deadline = time.monotonic() + 120
-    while not stored(store) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    await_a_model(store)
     os.kill(killed.pid, signal.SIGKILL)
     finish(killed, -signal.SIGKILL)
     kept = {path: path.stat().st_mtime_ns for path in stored(store)}
@@ -92,13 +97,28 @@ def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
     store = tmp_path / "store"
     settings = [*TINY, f"store={store}", f"hydra.run.dir={tmp_path / 'run'}", "method=random", FAMILIES]
     process = start(["run.py"], *settings, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not stored(store) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    await_a_model(store)
     os.killpg(process.pid, signal.SIGINT)
     assert "goes on where it was" in finish(process, 130)
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_a_killed_worker_is_told_in_one_line(tmp_path):
+    store = tmp_path / "store"
+    settings = [*TINY, f"store={store}", f"hydra.run.dir={tmp_path / 'run'}", "method=random", FAMILIES]
+    process = start(["run.py"], *settings)
+    await_a_model(store)
+    children = [path.read_text().split() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
+    os.kill(int(next(pid for pids in children for pid in pids)), signal.SIGKILL)
+    output = finish(process, 2)
+    assert "error: a worker died with exit code -9 while making" in output and "Traceback" not in output
+
+
+def test_a_failing_maker_says_why(built, tmp_path):
+    words = ["method=random", "attack=prune", "attack.prune.variants=[7.5]"]
+    output = run(built[0], tmp_path, *words, code=1)
+    assert "everything finished is kept" in output and "amount" in output
 
 
 def test_a_store_that_cannot_be_written_gives_one_line(tmp_path):
@@ -121,7 +141,15 @@ def test_a_run_folder_that_cannot_be_made_gives_one_line(tmp_path):
         ("data=digit", "unknown data 'digit'; did you mean 'digits'?"),
         ("zoo.widht=1", "unknown config key 'zoo.widht'; did you mean 'zoo.width'"),
         ("zoo.source=resnet81", "unknown architecture 'resnet81'; did you mean 'resnet18'"),
-        ("jobs=0", "jobs: expected a whole number from 1"),
+        ("zoo.architectures=[resnet18,vgg13]", "unknown architecture 'vgg13'; did you mean 'vgg13_bn'"),
+        ("attack=prune,noise", "attack=prune,noise is a sweep: add -m for one run each, or write attack=[prune,noise]"),
+        ("attack=[prune", "cannot read 'attack=[prune'"),
+        ("zoo.width=wide", "zoo.width: expected a number above 0; got 'wide'"),
+        ("zoo.training.lr=fast", "Recipe.lr: expected a value of type float; got 'fast'"),
+        ("queries=0", "queries: expected a whole number from 1; got 0"),
+        ("jobs=0", "jobs: expected a whole number from 1; got 0"),
+        ("device=tpu9", "unknown device 'tpu9'"),
+        ("precision=float23", "unknown precision 'float23'; did you mean 'float32'"),
     ],
 )
 def test_bad_input_gives_one_line_and_exit_code_2(tmp_path, word, answer):

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fingerbench.data.augment import Augment
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, unknown
+from fingerbench.nets import ARCHITECTURES
 from fingerbench.records import Half, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.zoo.model import Attack, ModelSpec
@@ -93,6 +94,8 @@ class Zoo:
     def _model(
         self, name: str, architecture: str, half: Half, attack: Attack, variant: str, parent: ModelSpec | None
     ) -> ModelSpec:
+        if architecture not in ARCHITECTURES:
+            raise unknown("architecture", architecture, ARCHITECTURES)  # before anything is built
         return ModelSpec(
             name=name,
             data=self.data,
