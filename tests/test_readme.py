@@ -32,9 +32,10 @@ def test_a_new_method_and_a_new_attack_are_two_files_each(checkout):
     assert scores.score["source"] == 1.0 and set(scores.method) == {"static"}
 
 
-def test_the_python_example(built):
+def test_the_python_example(built, tmp_path):
     (block,) = re.findall(r"```python\n(import fingerbench as fb\n.*?)```", README, re.DOTALL)
-    overrides = [*TINY, f"store={built[0]}", "attack=[source,finetune,prune]"]
+    shutil.copytree(built[0], tmp_path / "store")
+    overrides = [*TINY, f"store={tmp_path / 'store'}", "attack=[source,prune]"]
     finish(start(["-c", block.replace('"data=digits"', ", ".join(map(repr, overrides)))]))
 
 
