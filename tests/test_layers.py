@@ -1,4 +1,4 @@
-"""Methods see no suspect: they may import the interface and building blocks, never the zoo, the evaluator or the store."""
+"""Methods see no suspect: they import the interface and building blocks, never the zoo, the evaluator or the store."""
 
 import ast
 from pathlib import Path
