@@ -1,6 +1,6 @@
 """How long the demo takes on this machine: every command a new user types, timed once, from an empty store.
 
-    python benchmarks/demo_speed.py [--out TABLE.md]
+    python benchmarks/demo_speed.py [--out TABLE.md] [--folder DIR]
 
 Peak memory is that of the largest single process, workers included.
 """
@@ -42,9 +42,15 @@ def main() -> None:
     """Time the commands and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="also write the table here")
-    out = parser.parse_args().out
-    with tempfile.TemporaryDirectory() as folder:
-        store, runs = Path(folder) / "store", Path(folder) / "runs"
+    parser.add_argument(
+        "--folder", type=Path, help="an empty folder for store and runs, kept (default: a temporary one)"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        store, runs = folder / "store", folder / "runs"
+        if store.exists():
+            sys.exit(f"expected an empty folder, but there is {store}")
         rows = []
         for title, words in (
             ("main job, empty store", ["method=naturalfinger", "attack=all"]),
@@ -65,8 +71,8 @@ def main() -> None:
         "Seconds of work of one thread: " + ", ".join(f"{kind}s {s:.0f}" for kind, s in made.items()),
     ]
     print("\n".join(lines))
-    if out:
-        out.write_text("\n".join(lines) + "\n")
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
