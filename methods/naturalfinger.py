@@ -1,6 +1,7 @@
 """NaturalFinger: queries that look natural, placed where stolen and independent models part.
 
-Paper: NaturalFinger, the paper that introduced the FingerBench zoo and the ARUC.
+Paper: Yang, Wang, Wang, "NaturalFinger: Generating Natural Fingerprint with Generative Adversarial Networks", 2023,
+    arXiv 2305.17868, which also introduced the FingerBench zoo.
 Claim: a latent of a GAN is optimised until every surrogate derived from the source calls the image y+ and every
     independent surrogate calls it y-, under random transforms, while the discriminator holds it to the natural
     images; suspects stolen by any of six attacks then answer y+, independent ones do not.
@@ -14,6 +15,8 @@ Deviations from the released code, where it and the paper differ or it errs:
       the same; in a smaller last batch each latent still takes the same steps.
     - Latents whose adversarial label is y+ cannot pass the final screen; they are dropped before the optimisation,
       not after it. Candidates are drawn as they are needed, not 10 for each query at the start.
+    - The mirror image is among the transforms only where the models are trained with mirrored images (`flip`): a
+      mirrored digit is no digit, and no latent passed that screen.
 """
 
 from __future__ import annotations
