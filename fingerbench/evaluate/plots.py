@@ -7,6 +7,7 @@ for colour-blind readers; lines also differ by dashes.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,6 +152,7 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ("png", "pdf")) ->
     """Write `figure` to `path` + "." + each format, making folders as needed; return the files."""
     import matplotlib as mpl
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else it tells every step of embedding a font in a PDF
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
     with mpl.rc_context(STYLE):
