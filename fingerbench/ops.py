@@ -24,6 +24,11 @@ def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     return torch.cat([model(piece) for piece in x.split(batch)])
 
 
+def eight_bit(x: Tensor) -> Tensor:
+    """Return images x in [0, 1] as they arrive at an API that takes 8 bits a value: rounded to multiples of 1/255."""
+    return (x * 255).round() / 255
+
+
 def matching_rate(labels: Tensor, responses: Tensor) -> float:
     """Return the share of int64 (n,) `responses` that equal `labels`: the score of label methods."""
     return (labels == responses).double().mean().item()
