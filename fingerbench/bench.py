@@ -34,7 +34,8 @@ from fingerbench.seeds import seed_for
 from fingerbench.store import Spec, Store
 from fingerbench.workshop import Workshop, pick_bfloat16, pick_device
 from fingerbench.zoo.model import Attack, ModelSpec
-from fingerbench.zoo.table import Surrogates, Zoo, refuse_overlap, suspects
+from fingerbench.zoo.surrogates import Surrogates, refuse_overlap
+from fingerbench.zoo.table import Zoo, suspects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +110,7 @@ class Bench:
         """What the selected method is to be given."""
         surrogates: Surrogates = config.build(self.settings.surrogates)
         source = self.zoo.original()
-        positives, negatives = self.zoo.surrogates(surrogates) if "surrogates" in self.method.needs else ((), ())
+        positives, negatives = surrogates.specs(self.zoo) if "surrogates" in self.method.needs else ((), ())
         refuse_overlap([*positives, *negatives], list(self.models.values()), source)
         return FingerprintSpec(
             name=self.settings.method.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +29,16 @@ def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
 def eight_bit(x: Tensor) -> Tensor:
     """Return images x in [0, 1] as they arrive at an API that takes 8 bits a value: rounded to multiples of 1/255."""
     return (x * 255).round() / 255
+
+
+def votes(models: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Return the label int64 (models, n) that each of `models`, at least one, gives each image of x (n, c, h, w)."""
+    return torch.stack([predict(model, x).argmax(1) for model in models])
+
+
+def majority(labels: Tensor, classes: int) -> Tensor:
+    """Return the most frequent label int64 (n,) in each column of `labels` int64 (voters, n), the smallest on a tie."""
+    return F.one_hot(labels, classes).sum(0).argmax(1)
 
 
 def matching_rate(labels: Tensor, responses: Tensor) -> float:

@@ -1,7 +1,8 @@
 """The transform bank: what may happen to an image between the owner and a suspect.
 
-Each transform is a frozen dataclass called as `transform(x, generator)`: x float (n, c, h, w) in [0, 1] gives the
-same shape, differentiably. One random draw from `generator`, which lives on the CPU, serves the whole batch.
+Each transform is a frozen dataclass called as `transform(x, generator)`: x float (n, c, h, w) in [0, 1] gives images
+in [0, 1] again, differentiably, of the same shape but for `ResizePad`, which has its own. One random draw from
+`generator`, which lives on the CPU, serves the whole batch; noise alone differs from image to image.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Transform(Protocol):
     """A random differentiable map of a batch of images."""
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return x float (n, c, h, w), transformed."""
+        """Return x float (n, c, h, w), transformed: float (n, c, h', w')."""
         ...
 
 
@@ -50,6 +51,80 @@ class GaussianNoise:
         """Return x with noise."""
         noise = torch.randn(x.shape, generator=generator).to(x)
         return (x + self.std * noise).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class UniformNoise:
+    """Add to each pixel an independent number from -limit to `limit` and clip to [0, 1]."""
+
+    limit: float
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x with noise."""
+        noise = 2 * torch.rand(x.shape, generator=generator).to(x) - 1
+        return (x + self.limit * noise).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class GaussianBlur:
+    """With probability `p`, weigh each pixel and its neighbours by a normal density of `sigma` pixels, `size` wide."""
+
+    sigma: float
+    p: float = 1.0
+    size: int = 3
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x blurred."""
+        if _uniform(generator) >= self.p:
+            return x
+        distance = torch.arange(self.size) - self.size // 2
+        weights = torch.softmax(-(distance**2) / (2 * self.sigma**2), 0)
+        return convolve(x, weights[:, None] * weights)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Replace each pixel by the mean of the `size` x `size` pixels around it."""
+
+    size: int = 3
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x smoothed; nothing is drawn."""
+        return convolve(x, torch.full((self.size, self.size), 1 / self.size**2))
+
+
+@dataclass(frozen=True)
+class Median:
+    """Replace each pixel by the median of the `size` x `size` pixels around it."""
+
+    size: int = 3
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x smoothed; nothing is drawn. The gradient goes to the pixel that is the median."""
+        n, c, h, w = x.shape
+        patches = F.unfold(_extend(x, self.size), self.size).view(n, c, self.size**2, h, w)
+        return patches.median(2).values
+
+
+@dataclass(frozen=True)
+class ResizePad:
+    """Resize the images to a random square and put it anywhere in a larger one (Xie et al. 2018).
+
+    The side of the first is drawn from `least` to `most` pixels, bilinear; that of the second is `out`, and what is
+    left of it has the value `fill`. Whatever the shape of x, the result is (n, c, out, out).
+    """
+
+    least: int
+    most: int
+    out: int
+    fill: float = 0.5
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x resized and padded."""
+        side = int(torch.randint(self.least, self.most + 1, (), generator=generator))
+        left, top = (int(torch.randint(self.out - side + 1, (), generator=generator)) for _ in range(2))
+        resized = F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
+        return F.pad(resized, (left, self.out - side - left, top, self.out - side - top), value=self.fill)
 
 
 @dataclass(frozen=True)
@@ -100,6 +175,18 @@ def shear(x: Tensor, across: float, along: float) -> Tensor:
     theta = torch.cat([linear, linear.sum(1, keepdim=True) - 1], dim=1).to(x)
     grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=True)
     return F.grid_sample(x, grid, align_corners=True)
+
+
+def convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    """Return x (n, c, h, w), each channel on its own correlated with kernel (k, k), k odd; x is mirrored at borders."""
+    channels = x.shape[1]
+    weight = kernel.to(x).expand(channels, 1, *kernel.shape)
+    return F.conv2d(_extend(x, len(kernel)), weight, groups=channels)
+
+
+def _extend(x: Tensor, size: int) -> Tensor:
+    """Return x with size // 2 more pixels on each side, mirrored about the pixels of its border."""
+    return F.pad(x, (size // 2,) * 4, mode="reflect")
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -132,7 +132,7 @@ class NaturalFinger:
         z = torch.randn(self.draws, gan.latent, generator=setting.generator).to(setting.device)
         classes = _random_labels(self.draws, setting)
         x = _images(gan, z, classes)
-        answers = torch.stack([ops.predict(m, x).argmax(1) for m in setting.positives])
+        answers = ops.votes(setting.positives, x)
         agreed = (answers == answers[0]).all(0)
         found = Candidates(z, classes, answers[0], self._negative_labels(x, answers[0], setting))[agreed]
         changed = found.labels != found.negative_labels
@@ -144,11 +144,8 @@ class NaturalFinger:
         if not self.adversarial_labels:
             return _random_labels(len(labels), setting)
         voters = setting.negatives if self.adversarial_labels_from == "negatives" else setting.positives
-        votes = torch.zeros(len(x), setting.classes, device=x.device)
-        for model in voters:
-            adversarial = ops.ascend_sign(model, x, labels, self.fgsm).clamp(0, 1)
-            votes += F.one_hot(ops.predict(model, adversarial).argmax(1), setting.classes)
-        return votes.argmax(1)
+        moved = ((model, ops.ascend_sign(model, x, labels, self.fgsm).clamp(0, 1)) for model in voters)
+        return ops.majority(torch.cat([ops.votes([model], z) for model, z in moved]), setting.classes)
 
     def _optimise(self, candidates: Candidates, setting: Setting, gan: Gan) -> Tensor:
         """Return the latents (n, latent) after `epochs` passes over the surrogates by Nesterov SGD."""
@@ -201,12 +198,8 @@ class NaturalFinger:
         passed = candidates.labels != candidates.negative_labels
         for transform in self._bank():
             seen = transform(x, setting.generator)
-            for models, labels in (
-                (setting.positives, candidates.labels),
-                (setting.negatives, candidates.negative_labels),
-            ):
-                for model in models:
-                    passed = passed & (ops.predict(model, seen).argmax(1) == labels)
+            passed = passed & (ops.votes(setting.positives, seen) == candidates.labels).all(0)
+            passed = passed & (ops.votes(setting.negatives, seen) == candidates.negative_labels).all(0)
         return passed
 
     def _bank(self) -> tuple[Transform, ...]:

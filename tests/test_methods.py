@@ -22,6 +22,7 @@ FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
 CONSTANTS = OmegaConf.load(Path(__file__).parents[1] / "conf/data/digits.yaml").constants
 TINY = {
     "ipguard": {"margin": 1.0, "lr": 0.01, "steps": 100},
+    "metafinger": {"images": 40, "k": 2, "max_restarts": 20},
     "naturalfinger": {"epochs": 8, "latent_batch": 20},
 }
 CLASSES, BUDGET, LATENT = 4, 12, 8
@@ -56,6 +57,7 @@ def convnet():
         nn.Conv2d(8, 16, 3, 2, 1),
         nn.BatchNorm2d(16),
         nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),  # as it is for 16x16 images; a method may ask larger ones while it makes its queries
         nn.Flatten(),
         nn.Linear(16 * 16, CLASSES),
     )

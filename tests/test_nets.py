@@ -71,7 +71,7 @@ def test_full_width_is_exactly_the_papers_network(name, mmacs):
 
 
 @every_architecture
-@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("size", [16, 20, 32, 40, 64])  # 20, 40: MetaFinger pads its images
 def test_narrow_networks_take_other_sizes_in_both_modes(name, size):
     model, x = network(name, classes=7, width=1 / 8), torch.rand(2, 3, size, size)
     model(x).sum().backward()

@@ -16,9 +16,10 @@ from fingerbench.zoo.adversarial import Adversarial
 from fingerbench.zoo.distill import Distill, distillation
 from fingerbench.zoo.finetune import Finetune
 from fingerbench.zoo.knockoff import Knockoff
-from fingerbench.zoo.noise import Noise, disturb
+from fingerbench.zoo.noise import Noise, NoisedCopy, disturb
 from fingerbench.zoo.prune import Prune, weight_layers
-from fingerbench.zoo.table import Surrogates, Zoo, refuse_overlap, suspects
+from fingerbench.zoo.surrogates import Augmented, Shared, refuse_overlap
+from fingerbench.zoo.table import Zoo, suspects
 from fingerbench.zoo.train import DivergedError, Recipe, Scene, Scratch, Workbench, fit, supervise
 
 RECIPE = Recipe(epochs=2, batch=16, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine")
@@ -107,8 +108,8 @@ def test_every_suspect_is_a_model_of_its_own_and_its_parent_part_of_its_key(atta
 
 def test_the_surrogates_are_8_and_8_and_none_is_a_suspect(attacks):
     zoo = toy_zoo()
-    surrogates: Surrogates = config.build(config.compose().surrogates)
-    positives, negatives = zoo.surrogates(surrogates)
+    surrogates: Shared = config.build(config.compose().surrogates)
+    positives, negatives = surrogates.specs(zoo)
     assert len({s.key for s in positives}) == len({s.key for s in negatives}) == 8
     assert positives[0].key == zoo.original().key
     assert {s.half for s in positives} == {"A"} and {s.half for s in negatives} == {"B"}
@@ -116,6 +117,41 @@ def test_the_surrogates_are_8_and_8_and_none_is_a_suspect(attacks):
     refuse_overlap([*positives, *negatives], specs, zoo.original())
     with pytest.raises(UserError, match="disjoint"):
         refuse_overlap([specs[5]], specs, zoo.original())
+
+
+def test_augmented_surrogates_are_copies_of_few_models_that_follow_their_model(attacks):
+    zoo = toy_zoo()
+    plan: Augmented = config.build(config.compose(["surrogates=augmented", "profile=paper"]).surrogates)
+    positives, negatives = plan.specs(zoo)
+    assert positives[0].key == zoo.original().key
+    assert {s.parent.key for s in positives[1:]} == {positives[0].key} and {s.half for s in positives} == {"A"}
+    assert len(positives) == 8 and len(negatives) == 6 * (1 + 5)
+    assert len({s.key for s in [*positives, *negatives]}) == len({s.seed for s in [*positives, *negatives]}) == 44
+    for first in range(0, 36, 6):
+        base, *copies = negatives[first : first + 6]
+        assert base.parent is None and base.half == "B"
+        assert {(s.parent.key, s.architecture, s.half) for s in copies} == {(base.key, base.architecture, "B")}
+    specs = [zoo.spec(row, attacks) for row in suspects(attacks, "resnet18")]
+    refuse_overlap([*positives, *negatives], specs, zoo.original())
+
+
+def test_a_profile_shrinks_only_the_selected_surrogates():
+    shared, augmented = (config.compose([f"surrogates={name}"]).surrogates for name in ("shared", "augmented"))
+    assert "inceptionv3" not in shared.positives and len(shared.positives) == 7
+    assert "copies" not in shared and "distilled" not in augmented
+    assert list(augmented.positives) == ["1", "2", "3", "4", "5", "6", "7"] and len(augmented.copies) == 2
+
+
+def test_a_copy_is_fine_tuned_on_the_half_that_its_model_was_trained_on(victim):
+    ours, theirs = toy_images(48, 1), toy_images(48, 7)
+    one, two = (NoisedCopy(RECIPE).make("2", scene(victim, half=ours, finetune=x)) for x in (ours, theirs))
+    as_a_thief = Noise(RECIPE).make("2", scene(victim, half=theirs, finetune=ours))
+    for other in (two, as_a_thief):
+        assert all(
+            torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        )
+    stranger = Noise(RECIPE).make("2", scene(victim, half=ours, finetune=theirs))
+    assert not torch.equal(final_layer(one).weight, final_layer(stranger).weight)
 
 
 @pytest.mark.parametrize("mode", ["FTLL", "RTLL"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -21,7 +21,7 @@ class Noise:
     """
 
     recipe: Recipe
-    variants: tuple[str, ...] = field(compare=False)
+    variants: tuple[str, ...] = field(default=(), compare=False)
     students: ClassVar[bool] = False
 
     def make(self, variant: str, scene: Scene) -> nn.Module:
@@ -30,6 +30,15 @@ class Noise:
         assert model is not None
         disturb(model, float(variant), scene.workbench.generator)
         return supervise(model, scene.finetune, self.recipe, scene.workbench)
+
+
+@dataclass(frozen=True)
+class NoisedCopy(Noise):
+    """The same, done by whoever trained the model: it is fine-tuned on the half that it was trained on."""
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return the victim, noised and fine-tuned on images of its own half."""
+        return super().make(variant, replace(scene, finetune=scene.half))
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
-"""Which models there are: the 154 suspects of FingerBench and the surrogates of the owner, one row each."""
+"""Which models there are: the 154 suspects of FingerBench, one row each, and what all models of a zoo share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fingerbench.data.augment import Augment
-from fingerbench.errors import UserError, unknown
+from fingerbench.errors import unknown
 from fingerbench.nets import ARCHITECTURES
 from fingerbench.records import Half, Suspect
 from fingerbench.seeds import seed_for
@@ -71,24 +71,26 @@ class Zoo:
     def spec(self, suspect: Suspect, attacks: Mapping[str, Attack]) -> ModelSpec:
         """Return what to make for a suspect. Its seed hangs on its name alone, so no suspect disturbs another."""
         if suspect.parent is None:
-            return self._trained(suspect.name, suspect.architecture, suspect.half)
+            return self.trained(suspect.name, suspect.architecture, suspect.half)
         parent = self._parent(suspect)
         attack, variant = attacks[suspect.family], suspect.variant or ""
-        return self._derived(suspect.name, suspect.architecture, parent, attack, variant)
+        return self.derived(suspect.name, suspect.architecture, parent, attack, variant)
 
     def original(self) -> ModelSpec:
         """Return the source model."""
-        return self._trained(SOURCE, self.source, "A")
+        return self.trained(SOURCE, self.source, "A")
 
     def _parent(self, suspect: Suspect) -> ModelSpec:
         if suspect.family == "scratch-distill":
-            return self._trained(suspect.parent or "", suspect.variant or "", suspect.half)
-        return self._trained(suspect.parent or "", self.source, suspect.half)
+            return self.trained(suspect.parent or "", suspect.variant or "", suspect.half)
+        return self.trained(suspect.parent or "", self.source, suspect.half)
 
-    def _trained(self, name: str, architecture: str, half: Half) -> ModelSpec:
+    def trained(self, name: str, architecture: str, half: Half) -> ModelSpec:
+        """Return a model trained from random weights on a half of the data. Its seed hangs on its name."""
         return self._model(name, architecture, half, self.scratch, architecture, None)
 
-    def _derived(self, name: str, architecture: str, parent: ModelSpec, attack: Attack, variant: str) -> ModelSpec:
+    def derived(self, name: str, architecture: str, parent: ModelSpec, attack: Attack, variant: str) -> ModelSpec:
+        """Return what an attack makes of a model. Its seed hangs on its name."""
         return self._model(name, architecture, parent.half, attack, variant, parent)
 
     def _model(
@@ -110,45 +112,3 @@ class Zoo:
             precision=self.precision,
             seed=seed_for(self.seed, "zoo", name),
         )
-
-    def surrogates(self, plan: Surrogates) -> tuple[tuple[ModelSpec, ...], tuple[ModelSpec, ...]]:
-        """Return the positive surrogates, the source first, and the negative ones."""
-        source = self.original()
-        positives = [source, *self._students("positive", plan.positives, source, plan.distill)]
-        negatives = [
-            self._trained(f"surrogate/negative/{number}-{architecture}", architecture, "B")
-            for number, architecture in enumerate(plan.scratch)
-        ]
-        negatives += self._students("negative-distilled", plan.distilled, negatives[0], plan.distill)
-        return tuple(positives), tuple(negatives)
-
-    def _students(
-        self, sign: str, architectures: Sequence[str], parent: ModelSpec, distill: Attack
-    ) -> Iterator[ModelSpec]:
-        for number, architecture in enumerate(architectures):
-            name = f"surrogate/{sign}/{number}-{architecture}"
-            yield self._derived(name, architecture, parent, distill, architecture)
-
-
-@dataclass(frozen=True)
-class Surrogates:
-    """The owner's own imitations: architectures of the positive students, and of the negative models."""
-
-    positives: tuple[str, ...]
-    scratch: tuple[str, ...]
-    distilled: tuple[str, ...]
-    distill: Attack
-
-
-def refuse_overlap(surrogates: Sequence[ModelSpec], zoo: Sequence[ModelSpec], source: ModelSpec) -> None:
-    """Raise a UserError if a surrogate other than the source is a suspect too: the method would be tuned on the test.
-
-    Two specs are one model if their keys are equal, whatever their names.
-    """
-    known = {spec.key: spec.name for spec in zoo if spec.key != source.key}
-    for spec in surrogates:
-        if spec.key in known:
-            raise UserError(
-                f"the surrogate {spec.name} is the suspect {known[spec.key]}: expected surrogates disjoint from the "
-                "zoo; give it a name or a seed of its own"
-            )

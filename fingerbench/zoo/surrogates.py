@@ -1,0 +1,96 @@
+"""The owner's own models, from which methods learn: imitations of stolen and of independent ones. None is a suspect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fingerbench.errors import UserError
+from fingerbench.zoo.model import Attack, ModelSpec
+from fingerbench.zoo.table import Zoo
+
+Specs = tuple[tuple[ModelSpec, ...], tuple[ModelSpec, ...]]
+"""The positive surrogates, the source first, and the negative ones."""
+
+
+class Surrogates(Protocol):
+    """A plan: which surrogates there are."""
+
+    def specs(self, zoo: Zoo) -> Specs:
+        """Return what to make in a zoo. Names, and so seeds, are no suspect's; those derived from one stand together.
+
+        A method may hold out the last ones of each kind to validate.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What FingerBench gives every method: students of the source; independent models and students of the first.
+
+    positives, scratch, distilled: architectures.
+    """
+
+    positives: tuple[str, ...]
+    scratch: tuple[str, ...]
+    distilled: tuple[str, ...]
+    distill: Attack
+
+    def specs(self, zoo: Zoo) -> Specs:
+        """Return the source and its students; the independent models, then the students of the first."""
+        source, independent = zoo.original(), _independent(zoo, self.scratch)
+        positives = [source, *self._students(zoo, "positive", self.positives, source)]
+        negatives = [*independent, *self._students(zoo, "negative-distilled", self.distilled, independent[0])]
+        return tuple(positives), tuple(negatives)
+
+    def _students(self, zoo: Zoo, sign: str, architectures: Sequence[str], parent: ModelSpec) -> Iterator[ModelSpec]:
+        for number, architecture in enumerate(architectures):
+            name = f"surrogate/{sign}/{number}-{architecture}"
+            yield zoo.derived(name, architecture, parent, self.distill, architecture)
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """What MetaFinger makes for itself (Yang et al., IJCAI 2022): few models, and modified copies of each.
+
+    positives: variants of `copy`, one copy of the source for each; scratch: architectures of the independent models;
+    copies: variants of `copy`, one copy of each independent model for each, as many as the augmentation factor.
+    """
+
+    positives: tuple[str, ...]
+    scratch: tuple[str, ...]
+    copies: tuple[str, ...]
+    copy: Attack
+
+    def specs(self, zoo: Zoo) -> Specs:
+        """Return the source and its copies; each independent model, followed by its copies."""
+        source, independent = zoo.original(), _independent(zoo, self.scratch)
+        negatives = [spec for model in independent for spec in self._with_copies(zoo, model, model.name, self.copies)]
+        return tuple(self._with_copies(zoo, source, "surrogate/positive", self.positives)), tuple(negatives)
+
+    def _with_copies(self, zoo: Zoo, base: ModelSpec, name: str, variants: Sequence[str]) -> Iterator[ModelSpec]:
+        yield base
+        for number, variant in enumerate(map(str, variants)):
+            yield zoo.derived(f"{name}/copy-{number}-{variant}", base.architecture, base, self.copy, variant)
+
+
+def _independent(zoo: Zoo, architectures: Sequence[str]) -> list[ModelSpec]:
+    return [
+        zoo.trained(f"surrogate/negative/{number}-{architecture}", architecture, "B")
+        for number, architecture in enumerate(architectures)
+    ]
+
+
+def refuse_overlap(surrogates: Sequence[ModelSpec], zoo: Sequence[ModelSpec], source: ModelSpec) -> None:
+    """Raise a UserError if a surrogate other than the source is a suspect too: the method would be tuned on the test.
+
+    Two specs are one model if their keys are equal, whatever their names.
+    """
+    known = {spec.key: spec.name for spec in zoo if spec.key != source.key}
+    for spec in surrogates:
+        if spec.key in known:
+            raise UserError(
+                f"the surrogate {spec.name} is the suspect {known[spec.key]}: expected surrogates disjoint from the "
+                "zoo; give it a name or a seed of its own"
+            )
