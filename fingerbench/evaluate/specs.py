@@ -31,7 +31,7 @@ class FingerprintSpec(Spec):
     name: str = field(compare=False)  # of the method
     method: Fingerprinter
     data: str  # digest of the data set
-    classes: int
+    classes: int  # outputs of the networks, as in ModelSpec
     source: ModelSpec
     positives: tuple[ModelSpec, ...]
     negatives: tuple[ModelSpec, ...]
@@ -71,7 +71,7 @@ class FingerprintSpec(Spec):
             positives=revived(self.positives),
             negatives=revived(self.negatives),
             gan=self.gan.load(workshop) if self.gan else None,
-            classes=self.classes,
+            task=workshop.data.task,
             budget=self.budget,
             device=workshop.device,
             generator=generator,
@@ -109,8 +109,9 @@ class ResponseSpec(Spec):
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Ask."""
         queries = workshop.load(self.fingerprint).tensors["queries"]
-        logits = predict(self.suspect.load(workshop), queries)
-        answers = logits.argmax(1) if self.access == "label" else logits.softmax(1)
+        outputs = predict(self.suspect.load(workshop), queries)
+        task = workshop.data.task
+        answers = task.label(outputs) if self.access == "label" else task.answer(outputs)
         return {"answers": answers}, {"queries": len(queries)}
 
 
