@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -70,15 +71,15 @@ class ModelSpec(Spec):
         """A modification is a short training on few images."""
         return 1.0 if self.attack.students else 0.2
 
-    def network(self) -> nn.Module:
-        """Return the network without its weights: [0, 1] images to outputs."""
-        return network(self.architecture, self.classes, self.width)
+    def network(self, shape: tuple[int, int, int]) -> nn.Module:
+        """Return the network without its weights: [0, 1] images of `shape` (c, h, w) to outputs."""
+        return network(self.architecture, self.classes, self.width, shape=shape)
 
     def load(self, workshop: Workshop) -> nn.Module:
         """Return the stored model, frozen, in eval mode."""
         artefact = workshop.load(self)
         with torch.device("meta"):
-            model = self.network()
+            model = self.network(workshop.data.shape)
         return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,7 +107,7 @@ class ModelSpec(Spec):
         copied = copy.deepcopy(victim).requires_grad_(True) if victim is not None else None
         return Scene(
             bench,
-            self.network,
+            partial(self.network, data.shape),
             copied,
             data.half(self.half).to(device),
             data.finetune.to(device),
