@@ -6,7 +6,7 @@ This is the whole Python API:
 
     bench = fb.open("data=digits")
     bench.suspects                 # 154 records
-    bench.model("prune/0.9")       # [0, 1] images to logits, eval mode
+    bench.model("prune/0.9")       # [0, 1] images to outputs, eval mode
     bench.fingerprint("ipguard")   # queries and the labels of the source
     bench.scores("ipguard")        # a DataFrame, one row a suspect
 """
