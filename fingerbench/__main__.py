@@ -79,9 +79,9 @@ def _rows(what: str, overrides: Sequence[str]) -> list[Any]:
         attacks = {str(family): config.build(node) for family, node in settings.attack.items()}
         return [asdict(suspect) for suspect in suspects(attacks, settings.zoo.source)]
     if what == "architectures":
-        from fingerbench.nets import ARCHITECTURES
+        from fingerbench.nets import NETWORKS
 
-        return list(ARCHITECTURES)
+        return list(NETWORKS)
     singular = what.removesuffix("s")
     if singular not in GROUPS:
         raise unknown("list", what, ["zoo", "architectures", *GROUPS])

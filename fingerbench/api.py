@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fingerbench.records import Fingerprint, Setting
 
-Access = Literal["label", "probability"]
+Access = Literal["label", "output"]
 
 
 @runtime_checkable
@@ -20,7 +20,7 @@ class Fingerprinter(Protocol):
     """
 
     access: ClassVar[Access]
-    """What a suspect must answer: "label" (top-1) or "probability" (softmax)."""
+    """What a suspect must answer: "label" (a classifier's top-1) or "output" (softmax, or predicted values)."""
 
     needs: ClassVar[frozenset[str]]
     """What the setting must hold beside source and images: "surrogates", "gan", both or nothing."""
@@ -32,6 +32,6 @@ class Fingerprinter(Protocol):
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return how much a suspect resembles the source, in [0, 1], 1 = the same.
 
-        responses: int64 (n,) labels, or float32 (n, classes) probabilities, by `access`.
+        responses: int64 (n,) labels, or float32 (n, outputs) probabilities or predicted values, by `access`.
         """
         ...

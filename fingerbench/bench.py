@@ -6,7 +6,7 @@ This is the whole Python API:
 
     bench = fb.open("data=digits")
     bench.suspects                 # 154 records
-    bench.model("prune/0.9")       # [0, 1] images to logits, eval mode
+    bench.model("prune/0.9")       # [0, 1] images to outputs, eval mode
     bench.fingerprint("ipguard")   # queries and the labels of the source
     bench.scores("ipguard")        # a DataFrame, one row a suspect
 """
@@ -86,7 +86,7 @@ class Bench:
         require(isinstance(width, int | float) and width > 0, "zoo.width", "a number above 0", width)
         return Zoo(
             data=digest(self.data),
-            classes=self.data.classes,
+            classes=self.data.task.outputs,
             source=self.settings.zoo.source,
             width=float(width),
             augment=Augment(**self.settings.data.constants.augment),
@@ -98,6 +98,9 @@ class Bench:
     @cached_property
     def models(self) -> dict[str, ModelSpec]:
         """What to make for each suspect, by its name."""
+        for family, attack in self.attacks.items():
+            if getattr(attack, "classifiers_only", False):
+                self._require_labels(f"attack={family}", "attack=[source,finetune,prune,noise,distill]")
         return {suspect.name: self.zoo.spec(suspect, self.attacks) for suspect in self.suspects}
 
     @cached_property
@@ -108,6 +111,8 @@ class Bench:
     @cached_property
     def fingerprint_spec(self) -> FingerprintSpec:
         """What the selected method is to be given."""
+        if self.method.access == "label" or "gan" in self.method.needs:
+            self._require_labels(f"method={self.settings.method.name}", "a method with access to outputs")
         surrogates: Surrogates = config.build(self.settings.surrogates)
         source = self.zoo.original()
         positives, negatives = surrogates.specs(self.zoo) if "surrogates" in self.method.needs else ((), ())
@@ -116,7 +121,7 @@ class Bench:
             name=self.settings.method.name,
             method=self.method,
             data=self.zoo.data,
-            classes=self.data.classes,
+            classes=self.data.task.outputs,
             source=source,
             positives=positives,
             negatives=negatives,
@@ -125,9 +130,12 @@ class Bench:
             seed=seed_for(self._number("seed", 0), "fingerprint"),
         )
 
+    def _require_labels(self, choice: str, alternative: str) -> None:
+        require(self.data.task.labelled, choice, f"a data set with classes, or {alternative}", self.data.name)
+
     def _gan(self) -> GanSpec:
         seed = seed_for(self.settings.zoo.seed, "gan")
-        return GanSpec(self.zoo.data, self.data.classes, config.build(self.settings.gan), seed)
+        return GanSpec(self.zoo.data, self.data.task.outputs, config.build(self.settings.gan), seed)
 
     def responses(self) -> dict[str, ResponseSpec]:
         """What each selected suspect is asked by the selected method, by its name."""
@@ -173,7 +181,7 @@ class Bench:
         return int(value)
 
     def model(self, name: str) -> nn.Module:
-        """Return a suspect by name, built if missing: frozen, in eval mode, [0, 1] images to logits.
+        """Return a suspect by name, built if missing: frozen, in eval mode, [0, 1] images to outputs.
 
         Raises:
             UserError: there is no such suspect among the selected families.

@@ -20,9 +20,14 @@ def ascend_sign(model: nn.Module, x: Tensor, y: Tensor, step: float) -> Tensor:
     return (x + step * gradient.sign()).detach()
 
 
+def pixels(x: Tensor) -> Tensor:
+    """Return stored images, uint8 from 0 to 255 or float in [0, 1], as float32 in [0, 1], the range models take."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Return the logits (n, classes) of `model` on x float (n, c, h, w), in pieces of `batch`."""
+    """Return the outputs, such as logits, (n, outputs) of `model` on x float (n, c, h, w), in pieces of `batch`."""
     return torch.cat([model(piece) for piece in x.split(batch)])
 
 
@@ -44,3 +49,15 @@ def majority(labels: Tensor, classes: int) -> Tensor:
 def matching_rate(labels: Tensor, responses: Tensor) -> float:
     """Return the share of int64 (n,) `responses` that equal `labels`: the score of label methods."""
     return (labels == responses).double().mean().item()
+
+
+def r2(truth: Tensor, predicted: Tensor) -> float:
+    """Return the coefficient of determination of float (n, outputs) predictions, mean over outputs; 1 = perfect.
+
+    0 is as good as always predicting the mean of the truth; there is no lower limit.
+    """
+    truth, predicted = truth.double(), predicted.double()
+    residual = (truth - predicted).square().sum(0)
+    total = (truth - truth.mean(0)).square().sum(0)
+    # A truth that never varies must not divide by zero: whatever misses it is then very bad, but finite.
+    return (1 - residual / total.clamp(min=1e-12)).mean().item()

@@ -9,6 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fingerbench import ops
+from fingerbench.task import Task
+
 Half = Literal["A", "B"]
 
 
@@ -16,7 +19,8 @@ Half = Literal["A", "B"]
 class Images:
     """A split of a data set, wholly in memory.
 
-    x: uint8 (n, c, h, w), 0 to 255; y: int64 (n,), class numbers from 0.
+    x: uint8 (n, c, h, w), 0 to 255, or float32 in [0, 1], such as rows of features, (n, 1, 1, features);
+    y: int64 (n,), class numbers from 0, or float32 (n, outputs), the values to predict.
     """
 
     x: Tensor
@@ -27,7 +31,7 @@ class Images:
 
     def pixels(self) -> Tensor:
         """Return every image as float32 (n, c, h, w) in [0, 1], the range that models take."""
-        return self.x.float() / 255
+        return ops.pixels(self.x)
 
     def to(self, device: torch.device | str) -> Images:
         """Return the same images on `device`."""
@@ -40,16 +44,16 @@ class Dataset:
 
     a: the owner's half; b: the half of independent parties; finetune: the labelled images of a thief who modifies
     a stolen model; test: held out, for accuracies; transfer: images of a similar but different domain for knockoff,
-    whose labels are meaningless.
+    whose labels are meaningless; None where there are none.
     """
 
     name: str
-    classes: int
+    task: Task
     a: Images
     b: Images
     finetune: Images
     test: Images
-    transfer: Images
+    transfer: Images | None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -94,7 +98,8 @@ class Gan:
 class Setting:
     """All that a fingerprinting method may see. There is no suspect in it.
 
-    Models are frozen, in eval mode, on `device`, and map float32 (n, c, h, w) in [0, 1] to logits (n, classes).
+    Models are frozen, in eval mode, on `device`, and map float32 (n, c, h, w) in [0, 1] to outputs (n, task.outputs):
+    logits of a classification, values of a regression. `task.answer` makes of them what a suspect answers in full.
     """
 
     source: nn.Module
@@ -103,10 +108,15 @@ class Setting:
     positives: tuple[nn.Module, ...]  # surrogates derived from the source, the source included
     negatives: tuple[nn.Module, ...]  # surrogates trained without it
     gan: Gan | None
-    classes: int
+    task: Task
     budget: int  # number of queries asked for
     device: torch.device
     generator: torch.Generator  # on the CPU; the only source of randomness a method needs
+
+    @property
+    def classes(self) -> int:
+        """Number of classes. A method with access to labels is never given a regression."""
+        return self.task.outputs
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fingerbench.errors import UserError
 from fingerbench.records import Images, Setting
+from fingerbench.task import Classification
 from methods.akh import AKH, cutmix, mistakes, surely_wrong
 
 
@@ -27,7 +28,9 @@ def images(n):
 
 def setting(heldout, budget):
     generator = torch.Generator().manual_seed(0)
-    return Setting(Brightness(), heldout, heldout, (), (), None, 4, budget, torch.device("cpu"), generator)
+    return Setting(
+        Brightness(), heldout, heldout, (), (), None, Classification(4), budget, torch.device("cpu"), generator
+    )
 
 
 def spoilt(n, wrong):

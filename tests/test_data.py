@@ -18,6 +18,7 @@ from fingerbench.data.glyphs import glyphs
 from fingerbench.data.splits import split
 from fingerbench.errors import UserError
 from fingerbench.records import Images
+from fingerbench.task import Classification
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "data"
 REAL = Path(os.environ.get("FINGERBENCH_DATA", "missing"))
@@ -41,7 +42,7 @@ def test_digits_have_the_documented_sizes_types_and_range(digits):
     check(digits)
     assert [len(getattr(digits, name)) for name in SPLITS] == [600, 600, 298, 299, 300]
     assert digits.shape == (3, 16, 16)
-    assert digits.classes == 10
+    assert digits.task == Classification(10)
     for name in SPLITS:
         x = getattr(digits, name).x
         assert x.dtype == torch.uint8
@@ -123,7 +124,7 @@ def test_digest_sees_every_pixel_and_label(digits):
         replace(digits, test=Images(x, digits.test.y)),
         replace(digits, test=Images(digits.test.x, y)),
         replace(digits, a=digits.b, b=digits.a),
-        replace(digits, classes=11),
+        replace(digits, task=Classification(11)),
     ]
     assert len({digest(dataset) for dataset in [digits, *changed]}) == 5
     assert digest(replace(digits, name="other")) == digest(digits)

@@ -8,6 +8,7 @@ from torch import nn
 
 from fingerbench.errors import UserError
 from fingerbench.records import Images, Setting
+from fingerbench.task import Classification
 from methods import ipguard
 from methods.ipguard import IPGuard, boundary_loss, optimise
 
@@ -30,7 +31,7 @@ def setting(source):
     def make(budget=8, seed=0):
         generator = torch.Generator().manual_seed(seed)
         train, heldout = Images(x, y), Images(x[:0], y[:0])
-        return Setting(source, train, heldout, (), (), None, 4, budget, torch.device("cpu"), generator)
+        return Setting(source, train, heldout, (), (), None, Classification(4), budget, torch.device("cpu"), generator)
 
     return make
 

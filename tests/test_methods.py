@@ -17,15 +17,18 @@ from fingerbench.api import Fingerprinter
 from fingerbench.ops import predict
 from fingerbench.records import Gan, Images, Setting
 from fingerbench.seeds import seeded
+from fingerbench.task import Classification
 
 FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
 CONSTANTS = OmegaConf.load(Path(__file__).parents[1] / "conf/data/digits.yaml").constants
 TINY = {
     "ipguard": {"margin": 1.0, "lr": 0.01, "steps": 100},
     "metafinger": {"images": 40, "k": 2, "max_restarts": 20},
+    "metav": {"iterations": 30, "lr": 0.01},
     "naturalfinger": {"epochs": 8, "latent_batch": 20},
 }
 CLASSES, BUDGET, LATENT = 4, 12, 8
+TASK = Classification(CLASSES)
 
 
 class Templates(nn.Module):
@@ -110,7 +113,7 @@ def toy():
             positives=surrogates[0],
             negatives=surrogates[1],
             gan=gan if "gan" in needs else None,
-            classes=CLASSES,
+            task=TASK,
             budget=budget,
             device=torch.device("cpu"),
             generator=torch.Generator().manual_seed(seed),
@@ -132,8 +135,8 @@ def fingerprint(method, toy):
 
 
 def answers(method, model, queries):
-    logits = predict(model, queries)
-    return logits.argmax(1) if method.access == "label" else logits.softmax(1)
+    outputs = predict(model, queries)
+    return TASK.label(outputs) if method.access == "label" else TASK.answer(outputs)
 
 
 def everything(setting):
@@ -150,13 +153,13 @@ def everything(setting):
 
 def test_it_is_a_fingerprinter(method):
     assert isinstance(method, Fingerprinter)
-    assert method.access in ("label", "probability")
+    assert method.access in ("label", "output")
     assert method.needs <= {"surrogates", "gan"}
 
 
 def test_hyperparameters_are_frozen(method):
     with pytest.raises(AttributeError):
-        method.access = "probability"
+        method.access = "output"
 
 
 def test_queries_are_images_within_the_budget(method, fingerprint):

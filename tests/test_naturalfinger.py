@@ -13,6 +13,7 @@ from fingerbench.api import Fingerprinter
 from fingerbench.errors import UserError
 from fingerbench.records import Gan, Images, Setting
 from fingerbench.seeds import seeded
+from fingerbench.task import Classification
 from methods.naturalfinger import Candidates, NaturalFinger, margin
 
 CLASSES, SIZE, LATENT = 3, 4, 6
@@ -52,7 +53,7 @@ def setting(budget=2, seed=0, positives=2, negatives=2):
         positives=(source, *[_near(source, i) for i in range(1, positives)]),
         negatives=tuple(linear(50 + i, 4.0) for i in range(negatives)),
         gan=Gan(ToyGenerator(), ToyDiscriminator(), LATENT),
-        classes=CLASSES,
+        task=Classification(CLASSES),
         budget=budget,
         device=torch.device("cpu"),
         generator=torch.Generator().manual_seed(seed),

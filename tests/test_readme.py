@@ -40,5 +40,12 @@ def test_the_python_example(built, tmp_path):
 
 
 def test_every_family_method_and_file_is_described(built):
-    for name in ("naturalfinger", "ipguard", "akh", "random", *(p.name for p in built[1].iterdir() if p.is_file())):
+    for name in (
+        "naturalfinger",
+        "ipguard",
+        "akh",
+        "metav",
+        "random",
+        *(p.name for p in built[1].iterdir() if p.is_file()),
+    ):
         assert f"`{name}`" in README, name

@@ -34,8 +34,10 @@ def test_a_run_writes_everything(built):
     assert len(scores) == 2 * (1 + 4 + 2) and scores.pirated.sum() == 7
     assert scores.set_index("suspect").score["source"] == 1.0
     assert scores.score.between(0, 1).all() and scores.score.nunique() > 3
+    assert (scores.score_8bit == scores.score).all()  # these queries are images of 8 bits a value as they are
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["n"] == {"positives": 7, "negatives": 7} and 0 <= metrics["aruc"] <= 1
+    assert metrics["cost"]["queries"] == 20 and metrics["cost"]["preparation_seconds"] == 0 < metrics["cost"]["seconds"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["versions"]["torch"] and manifest["seconds"]["made"]["model"] > 0
     keys = manifest["store"]["suspects"]
@@ -161,10 +163,19 @@ def test_bad_input_gives_one_line_and_exit_code_2(tmp_path, word, answer):
 def test_a_sweep_and_its_report(built, tmp_path):
     store = built[0]
     words = [*TINY, f"store={store}", f"hydra.sweep.dir={tmp_path / 'sweep'}", FAMILIES, "queries=10"]
-    finish(start(["run.py"], "-m", *words, "method=random,akh", "seed=0,1"))
-    output = finish(start(["-m", "fingerbench"], "report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")))
-    assert "akh" in output and "random" in output
-    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
-    assert {"akh", "random"} <= set(table["method"])
-    for name in ("comparison.md", "comparison.tex", "figures/comparison.png"):
-        assert (tmp_path / "out" / name).stat().st_size > 100
+    swept = finish(start(["run.py"], "-m", *words, "method=random,akh", "seed=0,1"))
+    reported = finish(start(["-m", "fingerbench"], "report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")))
+    for output, folder in ((swept, tmp_path / "sweep" / "report"), (reported, tmp_path / "out")):
+        assert "akh" in output and "random" in output and "peak MiB" in output and str(folder) in output
+        table = pd.read_csv(folder / "comparison.csv")
+        assert table["method"].value_counts().to_dict() == {"akh": 3, "random": 3}  # two seeds and their mean
+        assert (table["cost_peak_mib"] > 50).all() and (table["cost_surrogates"] == 0).all()
+        for name in ("comparison.md", "comparison.tex", "figures/comparison.png"):
+            assert (folder / name).stat().st_size > 100
+
+
+def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
+    words = [*TINY, f"store={built[0]}", f"hydra.sweep.dir={tmp_path}", FAMILIES, "method=random"]
+    finish(start(["run.py"], "-m", *words, "label='${queries} queries'", "queries=5,10"))
+    table = pd.read_csv(tmp_path / "report" / "comparison.csv").set_index("method")
+    assert table["queries"].to_dict() == {"5 queries": 5, "10 queries": 10}

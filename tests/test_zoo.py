@@ -12,8 +12,9 @@ from fingerbench.errors import UserError
 from fingerbench.nets import ARCHITECTURES, final_layer, network
 from fingerbench.ops import predict
 from fingerbench.records import Images
+from fingerbench.task import Classification
 from fingerbench.zoo.adversarial import Adversarial
-from fingerbench.zoo.distill import Distill, distillation
+from fingerbench.zoo.distill import Distill
 from fingerbench.zoo.finetune import Finetune
 from fingerbench.zoo.knockoff import Knockoff
 from fingerbench.zoo.noise import Noise, NoisedCopy, disturb
@@ -24,6 +25,7 @@ from fingerbench.zoo.train import DivergedError, Recipe, Scene, Scratch, Workben
 
 RECIPE = Recipe(epochs=2, batch=16, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine")
 CLASSES = 3
+TASK = Classification(CLASSES)
 
 
 def toy_images(n, seed):
@@ -42,7 +44,7 @@ def small():
 
 def scene(victim, *, half=None, finetune=None, seed=0):
     torch.manual_seed(seed)
-    bench = Workbench(torch.device("cpu"), False, Augment(pad=0, flip=False), torch.Generator().manual_seed(seed))
+    bench = Workbench(torch.device("cpu"), False, Augment(pad=0, flip=False), torch.Generator().manual_seed(seed), TASK)
     images = toy_images(48, 1)
     return Scene(bench, small, copy.deepcopy(victim), half or images, finetune or images, toy_images(48, 2))
 
@@ -222,8 +224,10 @@ def test_adversarial_training_adds_the_share_it_names(victim, monkeypatch):
 def test_distillation_is_hintons_loss():
     student, teacher = torch.tensor([[1.0, -1.0, 0.5]]), torch.tensor([[0.2, 2.0, -1.0]])
     p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
-    assert distillation(student, teacher, 4.0).item() == pytest.approx(16 * (p * (p / q).log()).sum().item(), rel=1e-5)
-    assert distillation(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert TASK.imitation(student, teacher, 4.0).item() == pytest.approx(
+        16 * (p * (p / q).log()).sum().item(), rel=1e-5
+    )
+    assert TASK.imitation(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("attack", [Distill(RECIPE, 4.0), Knockoff(RECIPE)], ids=["distill", "knockoff"])

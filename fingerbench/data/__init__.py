@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from fingerbench.errors import UserError
 from fingerbench.records import Dataset, Images
@@ -16,11 +17,11 @@ SPLITS = ("a", "b", "finetune", "test", "transfer")
 
 
 def digest(dataset: Dataset) -> str:
-    """Return the sha256, in hex, of the number of classes and of every split's shape, pixels and labels.
+    """Return the sha256, in hex, of the number of outputs and of every split's shape, pixels and labels.
 
     It tells data sets apart in the keys of the store; the name of the data set and its folder are no part of it.
     """
-    total = hashlib.sha256(str(dataset.classes).encode())
+    total = hashlib.sha256(str(dataset.task.outputs).encode())
     for split, images in _splits(dataset):
         for tensor in (images.x, images.y):
             total.update(f"{split} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -34,29 +35,41 @@ def check(dataset: Dataset) -> None:
     Raises:
         UserError: a split that is empty, of another type, size or shape than it should be, or has wrong labels.
     """
-    if dataset.classes < 2:
-        raise _wrong(dataset, "classes", "2 or more", str(dataset.classes))
     for split, images in _splits(dataset):
         _check_tensors(dataset, split, images)
     for split, images in _splits(dataset):
         if images.x.shape[1:] != dataset.a.x.shape[1:]:
             expected = f"images of shape {dataset.shape}, as in a"
             raise _wrong(dataset, split, expected, str(tuple(images.x.shape[1:])))
-        if split != "transfer" and images.y.unique().tolist() != list(range(dataset.classes)):
-            got = f"{len(images.y.unique())} labels from {int(images.y.min())} to {int(images.y.max())}"
-            raise _wrong(dataset, split, f"each label from 0 to {dataset.classes - 1}", got)
+        if split != "transfer":
+            _check_truth(dataset, split, images.y)
 
 
 def _check_tensors(dataset: Dataset, split: str, images: Images) -> None:
     x, y = images.x, images.y
-    if x.dtype != torch.uint8 or x.ndim != 4 or x.numel() == 0:
-        raise _wrong(dataset, split, "uint8 images (n, c, h, w), at least one", f"{x.dtype} {tuple(x.shape)}")
-    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        raise _wrong(dataset, split, f"int64 labels ({len(x)},)", f"{y.dtype} {tuple(y.shape)}")
+    stored = x.dtype == torch.uint8 or (x.dtype == torch.float32 and bool(((x >= 0) & (x <= 1)).all()))
+    if not stored or x.ndim != 4 or x.numel() == 0:
+        expected = "uint8 images (n, c, h, w), or float32 ones in [0, 1], at least one"
+        raise _wrong(dataset, split, expected, f"{x.dtype} {tuple(x.shape)}")
+    n, outputs = len(x), dataset.task.outputs
+    if dataset.task.labelled and (y.dtype != torch.int64 or y.shape != (n,)):
+        raise _wrong(dataset, split, f"int64 labels ({n},)", f"{y.dtype} {tuple(y.shape)}")
+    if not dataset.task.labelled and (y.dtype != torch.float32 or y.shape != (n, outputs)):
+        raise _wrong(dataset, split, f"float32 values ({n}, {outputs})", f"{y.dtype} {tuple(y.shape)}")
+
+
+def _check_truth(dataset: Dataset, split: str, y: Tensor) -> None:
+    values, classes = y.unique(), dataset.task.outputs
+    if dataset.task.labelled and values.tolist() != list(range(classes)):
+        got = f"{len(values)} labels from {int(y.min())} to {int(y.max())}"
+        raise _wrong(dataset, split, f"each label from 0 to {classes - 1}", got)
+    if not dataset.task.labelled and not (bool(torch.isfinite(y).all()) and len(values) > 1):
+        raise _wrong(dataset, split, "finite values, not all the same", f"{len(values)} from {y.min()} to {y.max()}")
 
 
 def _splits(dataset: Dataset) -> Iterator[tuple[str, Images]]:
-    return ((split, getattr(dataset, split)) for split in SPLITS)
+    every = ((split, getattr(dataset, split)) for split in SPLITS)
+    return ((split, images) for split, images in every if images is not None)
 
 
 def _wrong(dataset: Dataset, what: str, expected: str, got: str) -> UserError:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fingerbench.data.splits import split
 from fingerbench.errors import UserError
 from fingerbench.records import Dataset, Images
+from fingerbench.task import Classification
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -52,7 +53,8 @@ class Cifar10:
         a, b = split(train, len(train) // 2, self.seed)
         finetune, test = split(held, len(held) // 2, self.seed)
         x = self._transfer()
-        return Dataset("cifar10", 10, a, b, finetune, test, Images(x, torch.zeros(len(x), dtype=torch.long)))
+        transfer = Images(x, torch.zeros(len(x), dtype=torch.long))
+        return Dataset("cifar10", Classification(10), a, b, finetune, test, transfer)
 
     def _transfer(self) -> Tensor:
         from fingerbench.vision import torchvision

@@ -16,6 +16,7 @@ from fingerbench.data.glyphs import glyphs
 from fingerbench.data.splits import split
 from fingerbench.errors import UserError
 from fingerbench.records import Dataset, Images
+from fingerbench.task import Classification
 
 LEVELS = 16  # the largest pixel value of the data set
 
@@ -50,7 +51,7 @@ class Digits:
         other = Images(
             enlarge(glyphs(self.transfer, self.seed), self.size), torch.zeros(self.transfer, dtype=torch.long)
         )
-        return Dataset("digits", 10, a, b, finetune, test, other)
+        return Dataset("digits", Classification(10), a, b, finetune, test, other)
 
     def _check(self) -> None:
         for name, value, least, most in (

@@ -1,4 +1,4 @@
-"""Stratified splits, as the FingerBench zoo makes them (NaturalFinger, section 4; its loaders)."""
+"""Splits, stratified as the FingerBench zoo makes them (NaturalFinger, section 4; its loaders)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from fingerbench.errors import UserError
 from fingerbench.records import Images
 
 
-def split(images: Images, first: int, seed: int = 0) -> tuple[Images, Images]:
+def split(images: Images, first: int, seed: int = 0, *, stratified: bool = True) -> tuple[Images, Images]:
     """Return `first` images and all others, disjoint, each with the class frequencies of the whole.
+
+    stratified: False for a regression, which has no classes to keep the frequencies of.
 
     It is scikit-learn's `train_test_split(train_size=first, stratify=y, random_state=seed)`, so that CIFAR-10
     comes out in the very halves of the paper.
@@ -20,12 +22,13 @@ def split(images: Images, first: int, seed: int = 0) -> tuple[Images, Images]:
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    classes = len(images.y.unique())
+    classes = len(images.y.unique()) if stratified else 1
     most = len(images) - classes
     if not classes <= first <= most:
         raise UserError(f"split of {len(images)} images: expected a size of {classes} to {most}, got {first}")
     numbers = np.arange(len(images))
-    sides = train_test_split(numbers, train_size=first, stratify=images.y.numpy(), random_state=seed)
+    labels = images.y.numpy() if stratified else None
+    sides = train_test_split(numbers, train_size=first, stratify=labels, random_state=seed)
     return take(images, sides[0]), take(images, sides[1])
 
 

@@ -91,7 +91,7 @@ def _identity(bench: Bench, suspect: Suspect) -> dict[str, Any]:
 
 
 def models(bench: Bench) -> pd.DataFrame:
-    """Return the record of every selected model and surrogate: accuracy, agreement with its parent, seconds, keys."""
+    """Return the record of every selected model and surrogate: accuracy or R2, agreement with its parent, ..."""
     import pandas as pd
 
     spec = bench.fingerprint_spec

@@ -31,7 +31,7 @@ class FingerprintSpec(Spec):
     name: str = field(compare=False)  # of the method
     method: Fingerprinter
     data: str  # digest of the data set
-    classes: int
+    classes: int  # outputs of the networks, as in ModelSpec
     source: ModelSpec
     positives: tuple[ModelSpec, ...]
     negatives: tuple[ModelSpec, ...]
@@ -72,7 +72,7 @@ class FingerprintSpec(Spec):
             positives=revived(self.positives),
             negatives=revived(self.negatives),
             gan=self.gan.load(workshop) if self.gan else None,
-            classes=self.classes,
+            task=workshop.data.task,
             budget=self.budget,
             device=workshop.device,
             generator=generator,
@@ -110,15 +110,10 @@ class ResponseSpec(Spec):
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Ask."""
         queries = workshop.load(self.fingerprint).tensors["queries"]
-        suspect = self.suspect.load(workshop)
-        answers = {
-            name: self._answer(predict(suspect, x))
-            for name, x in (("answers", queries), ("answers_8bit", eight_bit(queries)))
-        }
-        return answers, {"queries": len(queries)}
-
-    def _answer(self, logits: Tensor) -> Tensor:
-        return logits.argmax(1) if self.access == "label" else logits.softmax(1)
+        suspect, task = self.suspect.load(workshop), workshop.data.task
+        answer = task.label if self.access == "label" else task.answer
+        asked = {"answers": queries, "answers_8bit": eight_bit(queries)}
+        return {name: answer(predict(suspect, x)) for name, x in asked.items()}, {"queries": len(queries)}
 
 
 def summary_of(facts: dict[str, Any]) -> str:

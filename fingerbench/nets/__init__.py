@@ -1,4 +1,4 @@
-"""The 15 architectures of FingerBench, as published for CIFAR and as narrow as one likes.
+"""The 15 architectures of FingerBench, as published for CIFAR and as narrow as one likes, and perceptrons for rows.
 
 One file a family; each is imported when first asked for, since some need torchvision, whose import takes a second.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from fingerbench.errors import UserError, unknown
+from fingerbench.errors import UserError, require, unknown
 
 _FAMILIES = {
     "densenet121": "densenet",
@@ -32,6 +33,8 @@ _FAMILIES = {
 }
 
 ARCHITECTURES: tuple[str, ...] = tuple(_FAMILIES)
+PERCEPTRONS = ("mlp", "mlp_deep", "mlp_wide")
+NETWORKS = (*ARCHITECTURES, *PERCEPTRONS)
 
 
 class Normalise(nn.Module):
@@ -58,24 +61,38 @@ def network(
     width: float = 1.0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    shape: tuple[int, int, int] = (3, 32, 32),
 ) -> nn.Module:
-    """Return architecture `name`, freshly initialised: images (n, 3, h, w) in [0, 1] -> logits (n, classes).
+    """Return architecture `name`, freshly initialised: images (n, c, h, w) in [0, 1] -> outputs (n, classes).
 
-    Args: width multiplies the channels of every layer (1: the published network). mean, std: three numbers each;
-    both given: normalise inside the model. FingerBench's official zoo takes raw [0, 1], hence the default.
-    Images of at least 16x16 work; at 16x16 some maps shrink to 1x1, so batches in training need 2 images or more.
+    Args: classes: number of outputs, 1 for a regression of one value. width multiplies the channels of every layer (1:
+    the published network). mean, std: three numbers each; both given: normalise inside the model. FingerBench's
+    official zoo takes raw [0, 1], hence the default. shape: (c, h, w) of an image; perceptrons take any.
+    Images of 3 channels and at least 16x16 work; at 16x16 some maps shrink to 1x1, so batches in training need 2
+    images or more.
     """
-    if name not in ARCHITECTURES:
-        raise unknown("architecture", name, ARCHITECTURES)
+    if name not in NETWORKS:
+        raise unknown("architecture", name, NETWORKS)
     if not width > 0:
         raise UserError(f"width: expected a number above 0, such as 1 or 0.125; got {width}")
     if (mean is None) != (std is None):
         raise UserError(f"mean and std: give both or neither; got mean={mean}, std={std}")
-    family = import_module(f"{__name__}.{_FAMILIES[name]}")
-    model: nn.Module = getattr(family, name)(classes, width)
+    model = _perceptron(name, shape, classes, width) if name in PERCEPTRONS else _convnet(name, shape, classes, width)
     if mean is None or std is None:
         return model
     return nn.Sequential(Normalise(mean, std), model)
+
+
+def _perceptron(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
+    model: nn.Module = getattr(import_module(f"{__name__}.mlp"), name)(prod(shape), outputs, width)
+    return model
+
+
+def _convnet(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
+    c, h, w = shape
+    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more, or one of {PERCEPTRONS}", shape)
+    model: nn.Module = getattr(import_module(f"{__name__}.{_FAMILIES[name]}"), name)(outputs, width)
+    return model
 
 
 def final_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:

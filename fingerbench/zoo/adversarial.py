@@ -27,6 +27,7 @@ class Adversarial:
     steps: int
     variants: tuple[str, ...] = field(compare=False)
     students: ClassVar[bool] = False
+    classifiers_only: ClassVar[bool] = True  # PGD ascends the cross-entropy
 
     def make(self, variant: str, scene: Scene) -> nn.Module:
         """Return the victim, fine-tuned on the augmented set."""

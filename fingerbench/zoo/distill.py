@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fingerbench.zoo.train import Recipe, Scene, answers, fit
 
@@ -15,7 +14,8 @@ from fingerbench.zoo.train import Recipe, Scene, answers, fit
 class Distill:
     """Knowledge distillation (Hinton et al. 2015) without labels, on the half that the victim was trained on.
 
-    The loss is KL(victim / T || student / T) * T^2, mean over images. A variant is the student's architecture.
+    The loss is `Task.imitation`: of classifiers KL(victim / T || student / T) * T^2, mean over images. A variant is the
+    student's architecture.
     """
 
     recipe: Recipe
@@ -28,15 +28,9 @@ class Distill:
         assert scene.victim is not None
         images = scene.half.x
         teach = answers(scene.victim, images, scene.workbench)
+        task = scene.workbench.task
 
-        def loss(logits: Tensor, x: Tensor, index: Tensor) -> Tensor:
-            return distillation(logits, teach(x, index), self.temperature)
+        def loss(outputs: Tensor, x: Tensor, index: Tensor) -> Tensor:
+            return task.imitation(outputs, teach(x, index), self.temperature)
 
         return fit(scene.network(), images, loss, self.recipe, scene.workbench)
-
-
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return KL(teacher / T || student / T) * T^2 of logits (n, classes), mean over n."""
-    p = F.log_softmax(teacher / temperature, 1)
-    q = F.log_softmax(student / temperature, 1)
-    return F.kl_div(q, p, reduction="batchmean", log_target=True) * temperature**2

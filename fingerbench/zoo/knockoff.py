@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fingerbench.errors import UserError
 from fingerbench.zoo.train import Recipe, Scene, answers, fit
 
 
@@ -21,10 +22,13 @@ class Knockoff:
     recipe: Recipe
     variants: tuple[str, ...] = field(default=(), compare=False)
     students: ClassVar[bool] = True
+    classifiers_only: ClassVar[bool] = True
 
     def make(self, variant: str, scene: Scene) -> nn.Module:
         """Return the student."""
         assert scene.victim is not None
+        if scene.transfer is None:
+            raise UserError("knockoff: expected a data set with transfer images, got none; choose another attack")
         images = scene.transfer.x
         teach = answers(scene.victim, images, scene.workbench)
 

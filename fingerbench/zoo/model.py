@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from fingerbench.ops import predict
 from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
+from fingerbench.task import Task
 from fingerbench.workshop import Workshop, pick_bfloat16, revive
 from fingerbench.zoo.train import Scene, Workbench
 
@@ -25,7 +27,7 @@ class Attack(Protocol):
 
     variants: the settings that FingerBench has a suspect for (declared with `field(compare=False)`: the list is no
     part of what one model is). students: True where a variant names the architecture of a new network, False where
-    the victim's own is kept.
+    the victim's own is kept. An attack on classifiers alone says so with a class attribute `classifiers_only = True`.
     """
 
     @property
@@ -48,7 +50,7 @@ class ModelSpec(Spec):
 
     name: str = field(compare=False)
     data: str  # digest of the data set
-    classes: int
+    classes: int  # outputs of the network; the field keeps its name, which is part of every key
     architecture: str
     width: float
     half: Half
@@ -69,24 +71,24 @@ class ModelSpec(Spec):
         """A modification is a short training on few images."""
         return 1.0 if self.attack.students else 0.2
 
-    def network(self) -> nn.Module:
-        """Return the network without its weights: [0, 1] images to logits."""
-        return network(self.architecture, self.classes, self.width)
+    def network(self, shape: tuple[int, int, int]) -> nn.Module:
+        """Return the network without its weights: [0, 1] images of `shape` (c, h, w) to outputs."""
+        return network(self.architecture, self.classes, self.width, shape=shape)
 
     def load(self, workshop: Workshop) -> nn.Module:
         """Return the stored model, frozen, in eval mode."""
         artefact = workshop.load(self)
         with torch.device("meta"):
-            model = self.network()
+            model = self.network(workshop.data.shape)
         return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Train the model; the facts hold its accuracy and its agreement with its parent on the test split."""
+        """Train the model; the facts hold its quality and its agreement with its parent on the test split."""
         began = time.perf_counter()
         victim = self.parent.load(workshop) if self.parent else None
         autocast = pick_bfloat16(self.precision, workshop.device)
         with seeded(self.seed) as generator:
-            bench = Workbench(workshop.device, autocast, self.augment, generator)
+            bench = Workbench(workshop.device, autocast, self.augment, generator, workshop.data.task)
             model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
         model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return dict(model.state_dict()), {
@@ -96,7 +98,7 @@ class ModelSpec(Spec):
             "seed": self.seed,
             "device": workshop.device.type,
             "autocast": autocast,
-            **_measure(model, victim, workshop.data.test.to(workshop.device)),
+            **_measure(model, victim, workshop.data.test.to(workshop.device), workshop.data.task),
             "seconds": time.perf_counter() - began,
         }
 
@@ -105,17 +107,15 @@ class ModelSpec(Spec):
         copied = copy.deepcopy(victim).requires_grad_(True) if victim is not None else None
         return Scene(
             bench,
-            self.network,
+            partial(self.network, data.shape),
             copied,
             data.half(self.half).to(device),
             data.finetune.to(device),
-            data.transfer.to(device),
+            data.transfer.to(device) if data.transfer else None,
         )
 
 
-def _measure(model: nn.Module, victim: nn.Module | None, test: Images) -> dict[str, float | None]:
-    answers = predict(model, test.pixels()).argmax(1)
-    agreement = None
-    if victim is not None:
-        agreement = (answers == predict(victim, test.pixels()).argmax(1)).double().mean().item()
-    return {"accuracy": (answers == test.y).double().mean().item(), "agreement": agreement}
+def _measure(model: nn.Module, victim: nn.Module | None, test: Images, task: Task) -> dict[str, float | None]:
+    outputs = predict(model, test.pixels())
+    agreement = task.agreement(outputs, predict(victim, test.pixels())) if victim is not None else None
+    return {task.quality_name: task.quality(outputs, test.y), "agreement": agreement}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fingerbench.data.augment import Augment
 from fingerbench.errors import unknown
-from fingerbench.nets import ARCHITECTURES
+from fingerbench.nets import NETWORKS
 from fingerbench.records import Half, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.zoo.model import Attack, ModelSpec
@@ -96,8 +96,8 @@ class Zoo:
     def _model(
         self, name: str, architecture: str, half: Half, attack: Attack, variant: str, parent: ModelSpec | None
     ) -> ModelSpec:
-        if architecture not in ARCHITECTURES:
-            raise unknown("architecture", architecture, ARCHITECTURES)  # before anything is built
+        if architecture not in NETWORKS:
+            raise unknown("architecture", architecture, NETWORKS)  # before anything is built
         return ModelSpec(
             name=name,
             data=self.data,

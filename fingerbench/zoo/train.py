@@ -8,16 +8,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from fingerbench.data.augment import Augment
 from fingerbench.errors import unknown
-from fingerbench.ops import predict
+from fingerbench.ops import pixels, predict
 from fingerbench.records import Images
+from fingerbench.task import Task
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits (b, classes), images float (b, c, h, w), indices int64 (b,) into the split) -> scalar."""
+"""(outputs (b, outputs), images float (b, c, h, w), indices int64 (b,) into the split) -> scalar."""
 
 
 class DivergedError(RuntimeError):
@@ -46,6 +46,7 @@ class Workbench:
     autocast: bool  # compute in bfloat16 where that is safe
     augment: Augment
     generator: torch.Generator  # on the CPU; order of batches, augmentation, random targets
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class Scene:
     victim: nn.Module | None  # a private copy of the parent, eval mode; None where there is no parent
     half: Images
     finetune: Images
-    transfer: Images
+    transfer: Images | None
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Training from random weights on labelled images: the source, its mirror and the independent models."""
+    """Training from random weights on images and their truth: the source, its mirror and the independent models."""
 
     recipe: Recipe
     variants: tuple[str, ...] = field(default=(), compare=False)
@@ -77,18 +78,18 @@ class Scratch:
 
 
 def supervise(model: nn.Module, images: Images, recipe: Recipe, bench: Workbench, *, frozen: bool = False) -> nn.Module:
-    """Train `model` with the cross-entropy against labels, and return it. See `fit` for `frozen`."""
+    """Train `model` against the truth of `images`, and return it. See `fit` for `frozen`."""
 
-    def loss(logits: Tensor, _x: Tensor, index: Tensor) -> Tensor:
-        return F.cross_entropy(logits, images.y[index])
+    def loss(outputs: Tensor, _x: Tensor, index: Tensor) -> Tensor:
+        return bench.task.loss(outputs, images.y[index])
 
     return fit(model, images.x, loss, recipe, bench, frozen=frozen)
 
 
 def answers(victim: nn.Module, images: Tensor, bench: Workbench) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function (images, indices) -> logits of the victim. Without augmentation it is asked but once."""
+    """Return the function (images, indices) -> outputs of the victim. Without augmentation it is asked but once."""
     if bench.augment.identity:
-        table = predict(victim, images.float() / 255)
+        table = predict(victim, pixels(images))
         return lambda _x, index: table[index]
     return lambda x, _index: predict(victim, x)
 
@@ -99,7 +100,7 @@ def fit(
     """Train the parameters of `model` that require gradients, and return it in eval mode.
 
     Args:
-        images: uint8 (n, c, h, w) on the device.
+        images: as stored, (n, c, h, w), on the device.
         loss: called once a batch.
         frozen: keep the model in eval mode, so that BatchNorm statistics stay as they are and dropout is off.
 
@@ -117,11 +118,11 @@ def fit(
         total = torch.zeros((), device=bench.device)
         order = torch.randperm(len(images), generator=bench.generator).to(bench.device)
         for index in order.tensor_split(batches):
-            x = bench.augment(images[index].float() / 255, bench.generator)
+            x = bench.augment(pixels(images[index]), bench.generator)
             x = x.contiguous(memory_format=torch.channels_last)
             with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.autocast):
-                logits = model(x)
-            value = loss(logits.float(), x, index)
+                outputs = model(x)
+            value = loss(outputs.float(), x, index)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
