@@ -192,8 +192,9 @@ class Bench:
     def scores(self, method: str | None = None) -> pd.DataFrame:
         """Return the scores of a method (default: the selected one), one row a suspect, computed if missing.
 
-        Columns: method, source, suspect, family, attack, variant, arch, pirated, mirror_of, score, raw, queries,
-        seed, profile. `score` is in [0, 1], 1 = the same as the source.
+        Columns: method, source, suspect, family, attack, variant, arch, pirated, mirror_of, score, score_8bit, raw,
+        queries, seed, profile. `score` is in [0, 1], 1 = the same as the source; `score_8bit` is the score where
+        the suspect receives the queries rounded to 8 bits a value.
         """
         from fingerbench.evaluate.run import scores
 

@@ -26,6 +26,11 @@ def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     return torch.cat([model(piece) for piece in x.split(batch)])
 
 
+def eight_bit(x: Tensor) -> Tensor:
+    """Return images x in [0, 1] as they arrive at an API that takes 8 bits a value: rounded to multiples of 1/255."""
+    return (x * 255).round() / 255
+
+
 def votes(models: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Return the label int64 (models, n) that each of `models`, at least one, gives each image of x (n, c, h, w)."""
     return torch.stack([predict(model, x).argmax(1) for model in models])

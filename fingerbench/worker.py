@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from fingerbench.bench import Bench
 from fingerbench.errors import UserError
 from fingerbench.store import DamagedError, Spec
+from fingerbench.workshop import peak_memory
 
 
 def main() -> None:
@@ -66,8 +67,9 @@ def _make(bench: Any, spec: Spec) -> dict[str, Any]:
             return {"status": "busy"}
         if bench.store.has(spec):
             return {"status": "found"}
-        tensors, facts = spec.make(bench.workshop)
-        bench.store.save(spec, tensors, facts)
+        with peak_memory(bench.workshop.device) as peak:
+            tensors, facts = spec.make(bench.workshop)
+        bench.store.save(spec, tensors, {**facts, "peak_mib": peak()})
         return {"status": "made"}
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -48,6 +52,31 @@ def pick_bfloat16(precision: str, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # On a CPU without AMX bfloat16 is emulated, and slower than float32.
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Yield a function that returns the peak memory in MiB since the block began.
+
+    On a GPU that of PyTorch's tensors there, else the resident memory of this process, about 300 of it PyTorch itself.
+    Where Linux does not let a process forget its earlier peak, the peak since it started.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) / 2**20
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): the high water mark falls to what is used now
+    yield _resident_peak
+
+
+def _resident_peak() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return int(lines["VmHWM"].split()[0]) / 2**10
 
 
 def revive(model: nn.Module, artefact: Artefact) -> nn.Module:

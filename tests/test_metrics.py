@@ -29,7 +29,7 @@ def grid_aruc(positive, negative):
 def frame(rows):
     """Return scores from (suspect, family, pirated, mirror_of, score)."""
     table = pd.DataFrame(rows, columns=["suspect", "family", "pirated", "mirror_of", "score"])
-    return table.assign(attack=table["family"], variant=None)
+    return table.assign(attack=table["family"], variant=None, score_8bit=table["score"] / 2)
 
 
 def test_aruc_of_perfect_separation_is_one_and_of_equal_scores_zero():
@@ -176,6 +176,8 @@ def test_summary():
     assert found["aruc"] == metrics.aruc(positive, negative)
     assert found["auc"] == metrics.auc(positive, negative)
     assert found["aruc_interval"] == list(metrics.bootstrap(metrics.aruc, positive, negative))
+    assert found["aruc_8bit"] == metrics.aruc(np.array(positive) / 2, np.array(negative) / 2) < found["aruc"]
+    assert found["auc_8bit"] == found["auc"]
     assert found["tpr_at_1fpr"] == 0.75
     assert found["separating_interval"] is None
     assert list(found["families"]) == ["source", "prune", "scratch"]

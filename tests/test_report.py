@@ -12,6 +12,8 @@ from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.report import COLUMNS, comparison, find, load, newest, read_scores, report
 
+COST = {"seconds": 12.4, "preparation_seconds": 300.0, "peak_mib": 700.2, "surrogates": 15, "queries": 100}
+
 
 def scores(method="alpha_1", seed=0, profile="small", source="digits/resnet18", rates=("0.1", "0.2", "0.9")):
     """Return plausible scores of a run: pruned models, their mirrors and two independent models."""
@@ -24,6 +26,7 @@ def scores(method="alpha_1", seed=0, profile="small", source="digits/resnet18", 
     frame = pd.DataFrame(rows, columns=["suspect", "family", "attack", "variant", "pirated", "mirror_of"])
     frame["score"] = np.round(np.where(frame["pirated"], rng.beta(6, 3, len(frame)), rng.beta(3, 6, len(frame))), 2)
     frame = frame.assign(method=method, source=source, arch="resnet18", raw=frame["score"] * 3 - 1, queries=100)
+    frame["score_8bit"] = np.round(0.9 * frame["score"], 2)
     return frame.assign(seed=seed, profile=profile)[list(COLUMNS)]
 
 
@@ -31,7 +34,7 @@ def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None):
     """Write `frame` and what follows from it as the folder of a run."""
     folder.mkdir(parents=True)
     frame.to_csv(folder / "scores.csv", index=False)
-    (folder / "metrics.json").write_text(json.dumps(metrics.summary(frame)))
+    (folder / "metrics.json").write_text(json.dumps(metrics.summary(frame) | {"cost": COST}))
     manifest = {"time": time} | ({"store": {"suspects": models}} if models else {})
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -76,11 +79,11 @@ def test_report_end_to_end(runs, tmp_path):
     pd.testing.assert_frame_equal(table, done.table, check_dtype=False)
     markdown = done.files[1].read_text()
     widths = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
-    assert widths == [9] * 6 + [4] * 6
+    assert widths == [10] * 6 + [4] * 6 + [8] * 6
     assert "digits/resnet18, profile small, seeds 0, 1; 3 positives, 5 negatives" in markdown
     latex = done.files[2].read_text()
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}", r"\end{tabular}", r"\end{table}"):
-        assert latex.count(rule) == 2
+        assert latex.count(rule) == 3
     assert r"alpha\_1 & 0" in latex
     assert not re.search(r"(?<!\\)[_%#]", latex.replace("tab:", ""))
 
@@ -97,6 +100,9 @@ def test_comparison_rows(runs):
     assert alpha.loc["mean", "aruc_low"] <= alpha.loc["mean", "aruc"] <= alpha.loc["mean", "aruc_high"]
     run = metrics.summary(scores("alpha_1", 1))
     assert alpha.loc["1", ["aruc", "aruc_low", "aruc_high"]].tolist() == [run["aruc"], *run["aruc_interval"]]
+    rounded = [metrics.aruc(*metrics.sides(scores("alpha_1", seed), "score_8bit")) for seed in (0, 1)]
+    assert alpha.loc["mean", "aruc_8bit"] == pytest.approx(np.mean(rounded), abs=1e-12)
+    assert alpha.loc["mean", "cost_seconds"] == pytest.approx(COST["seconds"])
     assert alpha.loc["1", "margin_prune"] == run["families"]["prune"]["margin"]
 
 
@@ -201,7 +207,7 @@ def test_runs_without_negatives_can_be_reported(tmp_path):
     write(tmp_path / "runs" / "b", frame[frame["pirated"]].assign(seed=1))
     done = report([tmp_path / "runs"], tmp_path / "out")
     assert done.table["aruc"].isna().all()
-    assert "| alpha_1 | mean | 100 | - | - | - | - | - |" in done.files[1].read_text()
+    assert "| alpha_1 | mean | 100 | - | - | - | - | - | - |" in done.files[1].read_text()
 
 
 def figures():

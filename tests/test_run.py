@@ -14,7 +14,7 @@ from conftest import TINY, finish, run, start
 
 FAMILIES = "attack=[source,finetune,distill]"
 COLUMNS = ["method", "source", "suspect", "family", "attack", "variant", "arch", "pirated", "mirror_of"]
-COLUMNS += ["score", "raw", "queries", "seed", "profile"]
+COLUMNS += ["score", "score_8bit", "raw", "queries", "seed", "profile"]
 
 
 def stored(store, kind="model"):

@@ -139,10 +139,10 @@ def mean_over_runs(statistic: Statistic) -> Statistic:
     return mean
 
 
-def sides(frame: DataFrame) -> tuple[Floats, Floats]:
-    """Return the scores of the positives and of the negatives of `frame`, in its order."""
+def sides(frame: DataFrame, column: str = "score") -> tuple[Floats, Floats]:
+    """Return the scores of the positives and of the negatives of `frame`, in its order, from `column`."""
     pirated = frame["pirated"].astype(bool)
-    scores = frame["score"].astype(float)
+    scores = frame[column].astype(float)
     return scores[pirated].to_numpy(), scores[~pirated].to_numpy()
 
 
@@ -168,11 +168,13 @@ def summary(frame: DataFrame) -> dict[str, Any]:
     """Return every metric of the scores of one run, ready for JSON and unrounded; None = undefined.
 
     Keys: n {positives, negatives}; aruc, auc and their 95 % bootstrap intervals aruc_interval, auc_interval [low,
-    high]; tpr_at_1fpr, tpr_at_5fpr; separating_interval [low, high], of the thresholds low < t <= high, None also
+    high]; tpr_at_1fpr, tpr_at_5fpr; aruc_8bit, auc_8bit, of the queries as an API receives them, rounded to 8 bits a
+    value; separating_interval [low, high], of the thresholds low < t <= high, None also
     if none separates; families {family: `family_summary`}, in the order of `frame`. It may be any part of the
     suspects: all is then relative to that part.
     """
     positive, negative = sides(frame)
+    rounded = sides(frame, "score_8bit")
     interval = separating_interval(positive, negative)
     return {
         "n": {"positives": len(positive), "negatives": len(negative)},
@@ -182,6 +184,8 @@ def summary(frame: DataFrame) -> dict[str, Any]:
         "auc_interval": _interval(auc, positive, negative),
         "tpr_at_1fpr": _defined(tpr_at_fpr(positive, negative, 0.01)),
         "tpr_at_5fpr": _defined(tpr_at_fpr(positive, negative, 0.05)),
+        "aruc_8bit": _defined(aruc(*rounded)),
+        "auc_8bit": _defined(auc(*rounded)),
         "separating_interval": None if interval is None else list(interval),
         "families": {str(f): family_summary(frame, str(f)) for f in frame["family"].unique()},
     }

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("method", "source", "suspect", "family", "attack", "variant", "arch", "pirated", "mirror_of"),
-    *("score", "raw", "queries", "seed", "profile"),
+    *("score", "score_8bit", "raw", "queries", "seed", "profile"),
 )
+COSTS = ("seconds", "preparation_seconds", "peak_mib", "surrogates")
 PER_RUN = ("method", "source", "seed", "profile")  # columns with one value in all rows of a run
 
 
@@ -125,8 +126,8 @@ def read_scores(path: Path) -> DataFrame:
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])[list(COLUMNS)]
         frame["pirated"] = frame["pirated"].map({"True": True, "False": False}).astype("boolean").to_numpy(bool)
-        frame = frame.astype({"score": float, "raw": float, "queries": int, "seed": int})
-        metrics.snapped(frame["score"])
+        frame = frame.astype({"score": float, "score_8bit": float, "raw": float, "queries": int, "seed": int})
+        metrics.snapped(frame[["score", "score_8bit"]])
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
     except (ValueError, KeyError) as error:
@@ -167,7 +168,8 @@ def comparison(runs: Sequence[Run]) -> DataFrame:
     """Return the comparison table, unrounded: one row per run, and per method with several seeds one "mean" below.
 
     Columns: method, seed (text), queries, aruc, aruc_low, aruc_high, auc, auc_low, auc_high, tpr_at_1fpr,
-    tpr_at_5fpr, separating_low, separating_high, margin_FAMILY...; the best mean ARUC first. The intervals of a mean
+    tpr_at_5fpr, aruc_8bit, auc_8bit (of the queries rounded to 8 bits), cost_NAME... (see `run.cost`),
+    separating_low, separating_high, margin_FAMILY...; the best mean ARUC first. The intervals of a mean
     come from a bootstrap that draws the same suspects for all seeds; separating thresholds of a "mean" separate under
     every seed. Undefined values are missing.
     """
@@ -194,7 +196,8 @@ def _row(scores: DataFrame, results: dict[str, Any]) -> dict[str, Any]:
     for name in ("aruc", "auc"):
         row[name] = _number(results[name])
         row[f"{name}_low"], row[f"{name}_high"] = map(_number, results[f"{name}_interval"] or (None, None))
-    row |= {name: _number(results[name]) for name in ("tpr_at_1fpr", "tpr_at_5fpr")}
+    row |= {name: _number(results[name]) for name in ("tpr_at_1fpr", "tpr_at_5fpr", "aruc_8bit", "auc_8bit")}
+    row |= {f"cost_{name}": _number(results["cost"][name]) for name in COSTS}
     row["separating_low"], row["separating_high"] = map(_number, results["separating_interval"] or (None, None))
     margins = {f"margin_{family}": values["margin"] for family, values in results["families"].items()}
     return row | {name: _number(margin) for name, margin in margins.items() if margin is not None}
@@ -217,21 +220,23 @@ def _mean_row(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Path) -> list[Path]:
-    totals, margins = tables.comparison_tables(table)
     caption = _caption(runs)
-    legend = f"{caption}. In brackets 95 % bootstrap intervals; separating: thresholds without error."
-    captions = (legend, f"Matching-rate margins, mean over each family; {caption}.")
+    titles = (
+        f"{caption}. In brackets 95 % bootstrap intervals; 8-bit: change of ARUC where suspects receive the queries "
+        "rounded to 8 bits a value; separating: thresholds without error.",
+        f"Matching-rate margins, mean over each family; {caption}.",
+        "Costs: seconds of extraction; seconds before it, for training surrogates and GAN; peak memory while "
+        f"extracting; surrogates beside the source; queries to each suspect; {caption}.",
+    )
+    shown = list(zip(titles, tables.comparison_tables(table), ("comparison", "margins", "costs"), strict=True))
     files = [out / f"comparison.{suffix}" for suffix in ("csv", "md", "tex")]
-    lines = ["# Comparison", captions[0], tables.markdown(totals), captions[1], tables.markdown(margins)]
+    lines = ["# Comparison", *(part for title, frame, _ in shown for part in (title, tables.markdown(frame)))]
     lines += [f"Note: {note}" for note in notes]
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(files[0], index=False)
     files[1].write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-    latex = (
-        tables.latex(totals, captions[0], "tab:comparison"),
-        tables.latex(margins, captions[1], "tab:margins"),
-    )
-    files[2].write_text("\n".join(latex), encoding="utf-8")
+    latex = "\n".join(tables.latex(frame, title, f"tab:{name}") for title, frame, name in shown)
+    files[2].write_text(latex, encoding="utf-8")
     best = table.groupby("method", sort=False).tail(1)  # the mean, or the only seed
     panels = {m: [run.scores for run in runs if run.row["method"] == m] for m in best["method"]}
     figure = plots.comparison_figure(best, table[table["seed"] != "mean"], caption)

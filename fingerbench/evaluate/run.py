@@ -39,7 +39,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     facts = bench.store.facts(bench.fingerprint_spec)
     log.info("%s", summary_of(facts))
     frame = scores(bench)
-    metrics = summary(frame) | {"fingerprint": facts}
+    metrics = summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         draw(frame, fingerprint, folder / "figures")
         seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
         _write_json(folder / "manifest.json", describe(bench, seconds))
-    title = f"{bench.settings.method.name} on {bench.settings.data.name}"
+    title = f"{bench.settings.label} on {bench.settings.data.name}"
     Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
     log.info("files and figures: %s", folder)
     return frame
@@ -65,9 +65,11 @@ def scores(bench: Bench) -> pd.DataFrame:
     responses = bench.responses()
     rows = []
     for suspect in bench.suspects:
-        answers = bench.store.load(responses[suspect.name]).tensors["answers"]
+        answered = bench.store.load(responses[suspect.name]).tensors
+        answers = answered["answers"]
         row = _identity(bench, suspect)
         row["score"] = bench.method.similarity(fingerprint, answers)
+        row["score_8bit"] = bench.method.similarity(fingerprint, answered["answers_8bit"])
         row["raw"] = raw(fingerprint, answers)
         row |= {"queries": len(fingerprint), "seed": bench.settings.seed, "profile": bench.settings.profile}
         rows.append(row)
@@ -76,7 +78,7 @@ def scores(bench: Bench) -> pd.DataFrame:
 
 def _identity(bench: Bench, suspect: Suspect) -> dict[str, Any]:
     return {
-        "method": bench.settings.method.name,
+        "method": bench.settings.label,
         "source": f"{bench.settings.data.name}/{bench.settings.zoo.source}",
         "suspect": suspect.name,
         "family": suspect.family,
@@ -123,6 +125,22 @@ def describe(bench: Bench, seconds: dict[str, Any]) -> dict[str, Any]:
             "suspects": keys,
         },
     )
+
+
+def cost(bench: Bench) -> dict[str, float]:
+    """Return what the fingerprint cost its owner and asks of a suspect.
+
+    Keys: seconds of extraction; preparation_seconds of training the surrogates and the GAN that it needs; peak_mib of
+    memory during extraction; surrogates trained for it; queries sent to each suspect.
+    """
+    spec = bench.fingerprint_spec
+    facts = bench.store.facts(spec)
+    prepared = {s.key: s for s in spec.needs() if s != spec.source}.values()
+    return {
+        "seconds": facts["seconds"],
+        "preparation_seconds": sum(bench.store.facts(s)["seconds"] for s in prepared),
+        **{name: facts[name] for name in ("peak_mib", "surrogates", "queries")},
+    }
 
 
 def _seconds(bench: Bench) -> dict[str, float]:

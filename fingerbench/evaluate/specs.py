@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fingerbench.api import Access, Fingerprinter
 from fingerbench.gans.spec import GanSpec
-from fingerbench.ops import predict
+from fingerbench.ops import eight_bit, predict
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.seeds import seeded
 from fingerbench.store import Artefact, Spec
@@ -55,6 +55,7 @@ class FingerprintSpec(Spec):
             "name": self.name,
             "seed": self.seed,
             "queries": len(fingerprint),
+            "surrogates": len({spec.key for spec in (*self.positives, *self.negatives)} - {self.source.key}),
             "yields": dict(fingerprint.yields),
             "note": fingerprint.note,
             "seconds": time.perf_counter() - began,
@@ -87,10 +88,10 @@ def fingerprint_of(artefact: Artefact) -> Fingerprint:
 
 @dataclass(frozen=True)
 class ResponseSpec(Spec):
-    """What one suspect answers to the queries of one fingerprint, no richer than `access`."""
+    """What one suspect answers to the queries of one fingerprint and to their 8-bit copies, no richer than `access`."""
 
     kind: ClassVar[str] = "response"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     fingerprint: FingerprintSpec
     suspect: ModelSpec
@@ -109,9 +110,15 @@ class ResponseSpec(Spec):
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Ask."""
         queries = workshop.load(self.fingerprint).tensors["queries"]
-        logits = predict(self.suspect.load(workshop), queries)
-        answers = logits.argmax(1) if self.access == "label" else logits.softmax(1)
-        return {"answers": answers}, {"queries": len(queries)}
+        suspect = self.suspect.load(workshop)
+        answers = {
+            name: self._answer(predict(suspect, x))
+            for name, x in (("answers", queries), ("answers_8bit", eight_bit(queries)))
+        }
+        return answers, {"queries": len(queries)}
+
+    def _answer(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1) if self.access == "label" else logits.softmax(1)
 
 
 def summary_of(facts: dict[str, Any]) -> str:

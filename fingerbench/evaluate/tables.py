@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "-"
+COSTS = {  # of `report.comparison`, as shown
+    "seconds": "cost_seconds",
+    "seconds before": "cost_preparation_seconds",
+    "peak MiB": "cost_peak_mib",
+    "surrogates": "cost_surrogates",
+    "queries": "queries",
+}
 NOTE = "negatives of an attack are its mirrors; AUC of a family is against all negatives"
 TOTALS_NOTE = "intervals of ARUC and AUC: 95 % bootstrap; value of the separating thresholds: their width"
 
@@ -67,6 +74,8 @@ def totals_table(summary: Mapping[str, Any]) -> DataFrame:
         ("AUC", summary["auc"], *(summary["auc_interval"] or (None, None))),
         ("TPR at 1 % FPR", summary["tpr_at_1fpr"], None, None),
         ("TPR at 5 % FPR", summary["tpr_at_5fpr"], None, None),
+        ("ARUC, 8-bit queries", summary["aruc_8bit"], None, None),
+        ("AUC, 8-bit queries", summary["auc_8bit"], None, None),
         ("separating thresholds", width, low, high),
     ]
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
@@ -87,8 +96,8 @@ def results(summary: Mapping[str, Any], title: str) -> Group:
     )
 
 
-def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Return the totals, with intervals as text, and the margins per family of `report.comparison`, to be shown."""
+def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
+    """Return the totals, with intervals as text, the margins per family and the costs of `report.comparison`."""
 
     def estimates(name: str) -> list[str]:
         return [estimate(*values) for values in table[[name, f"{name}_low", f"{name}_high"]].to_numpy().tolist()]
@@ -96,11 +105,16 @@ def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame]:
     totals = table[["method", "seed"]].assign(queries=[f"{n:g}" for n in table["queries"]])
     totals["ARUC"], totals["AUC"] = estimates("aruc"), estimates("auc")
     totals["TPR at 1 % FPR"], totals["TPR at 5 % FPR"] = table["tpr_at_1fpr"], table["tpr_at_5fpr"]
+    changes = (table["aruc_8bit"] - table["aruc"]).tolist()
+    totals["8-bit"] = [NOTHING if math.isnan(change) else f"{change:+.3f}" for change in changes]
     separating = table[["separating_low", "separating_high"]].to_numpy().tolist()
     totals["separating"] = [spread(low, high, "(]") for low, high in separating]
     families = [name for name in table.columns if name.startswith("margin_")]
     margins = table[["method", "seed", *families]].rename(columns=lambda name: name.removeprefix("margin_"))
-    return totals, margins
+    costs = table[["method", "seed"]].copy()
+    for name, column in COSTS.items():
+        costs[name] = [f"{value:.0f}" for value in table[column]]
+    return totals, margins, costs
 
 
 def cell(value: object) -> str:
