@@ -105,8 +105,8 @@ class Setting:
     source: nn.Module
     train: Images  # the owner's training images
     heldout: Images  # labelled images of the owner that no model was trained on
-    positives: tuple[nn.Module, ...]  # surrogates derived from the source, the source included
-    negatives: tuple[nn.Module, ...]  # surrogates trained without it
+    positives: tuple[nn.Module, ...]  # surrogates derived from the source, which is the first
+    negatives: tuple[nn.Module, ...]  # surrogates trained without it; copies of one stand together
     gan: Gan | None
     task: Task
     budget: int  # number of queries asked for

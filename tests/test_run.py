@@ -179,3 +179,25 @@ def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
     finish(start(["run.py"], "-m", *words, "label='${queries} queries'", "queries=5,10"))
     table = pd.read_csv(tmp_path / "report" / "comparison.csv").set_index("method")
     assert table["queries"].to_dict() == {"5 queries": 5, "10 queries": 10}
+
+
+def test_metafinger_learns_from_augmented_surrogates(built, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(built[0], store)
+    plan = [word for word in TINY if not word.startswith("surrogates.")]
+    plan += ["surrogates=augmented", "surrogates.positives=[1,3,5]", "surrogates.copies=[3]"]
+    plan += ["surrogates.scratch=[resnet18,vgg13_bn,resnet18]", "method=metafinger", "method.images=30", FAMILIES]
+    output = run(store, tmp_path / "run", *plan, tiny=False)
+    assert "0 of 1 fingerprints" in output and "making" in output
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    surrogates, suspects = manifest["store"]["surrogates"], manifest["store"]["suspects"]
+    negatives = [f"surrogate/negative/{name}" for name in ("0-resnet18", "1-vgg13_bn", "2-resnet18")]
+    expected = ["source", *(f"surrogate/positive/copy-{i}-{a}" for i, a in enumerate("135"))]
+    expected += [name for base in negatives for name in (base, f"{base}/copy-0-3")]
+    assert list(surrogates) == expected
+    assert set(surrogates.values()) & set(suspects.values()) == {suspects["source"]}
+    models = pd.read_csv(tmp_path / "run" / "models.csv").set_index("name")
+    assert models.parent["surrogate/negative/1-vgg13_bn/copy-0-3"] == surrogates["surrogate/negative/1-vgg13_bn"]
+    assert models.parent["surrogate/positive/copy-0-1"] == suspects["source"]
+    scores = pd.read_csv(tmp_path / "run" / "scores.csv").set_index("suspect").score
+    assert scores["source"] == 1.0 > scores["mirror/source"]

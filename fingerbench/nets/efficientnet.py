@@ -36,12 +36,12 @@ class MBConv(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
         self.shortcut = nn.Sequential()
         if stride > 1:
-            self.shortcut.append(nn.AvgPool2d(stride))
+            self.shortcut.append(nn.AvgPool2d(stride, ceil_mode=True))  # as the residual rounds an odd side up
         if c_in != c_out:
             self.shortcut.append(nn.Conv2d(c_in, c_out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, c_in, h, w) to (n, c_out, h / stride, w / stride)."""
+        """Map (n, c_in, h, w) to (n, c_out, h / stride, w / stride), rounded up."""
         return self.shortcut(x) + self.gate * self.residual(x)
 
 
