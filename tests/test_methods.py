@@ -22,6 +22,7 @@ FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
 CONSTANTS = OmegaConf.load(Path(__file__).parents[1] / "conf/data/digits.yaml").constants
 TINY = {
     "ipguard": {"margin": 1.0, "lr": 0.01, "steps": 100},
+    "freqgan": {"epochs": 20, "lr": 0.002, "epsilon": 0.3, "width": 0.125},
     "naturalfinger": {"epochs": 8, "latent_batch": 20},
 }
 CLASSES, BUDGET, LATENT = 4, 12, 8
