@@ -25,6 +25,7 @@ TINY = {
     "ipguard": {"margin": 1.0, "lr": 0.01, "steps": 100},
     "metafinger": {"images": 40, "k": 2, "max_restarts": 20},
     "metav": {"iterations": 30, "lr": 0.01},
+    "freqgan": {"epochs": 20, "lr": 0.002, "epsilon": 0.3, "width": 0.125},
     "naturalfinger": {"epochs": 8, "latent_batch": 20},
 }
 CLASSES, BUDGET, LATENT = 4, 12, 8

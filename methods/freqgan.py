@@ -1,0 +1,202 @@
+"""FreqGAN: the owner's training images, moved by a frequency-aware GAN to where the source errs.
+
+Paper: Liu, Zhong, "frequency-aware GAN", IJCAI 2025.
+Claim: a generator that looks at wavelet bands learns small perturbations which make the source answer otherwise, and
+a discriminator that sees pixels and spectrum keeps them natural; a stolen model errs on these images as the source
+does, an independent one does not.
+Access: top-1 label of a suspect. Needs: the source and the owner's training images, no other model; the GAN is
+trained here, for each fingerprint.
+
+Where paper and released code differ, or the code errs:
+- The source's answer is moved away by minus the cross-entropy at its label of the clean image (code). Equation 5 of
+  the paper, minimised as printed, would keep the answer, against what its text says.
+- Hinge losses (code), not the paper's log losses; `loss`.
+- The generator makes a bounded perturbation (paper; in the code that line is commented out), and tanh bounds it; in
+  the code it makes the image itself, which an unbounded reward for errors drives off the image; `output`.
+- The discriminator takes its step first, on fakes that are constants. In the code the gradient of the generator's loss
+  is added to the discriminator's before its step, and cancels all it could learn from fakes; `order`.
+- The source is always in eval mode. In the code it samples in train mode, where an error may be dropout's.
+- A query's label is the source's answer to the query; in the code that to the clean image, which nothing reads.
+- Each training image is tried once, as the generator gives the same query again; the code draws batches for ever.
+- Adam's rate stays as it is: the code first halves it at epoch 3000. The perceptual term, of weight 0, is left out.
+- The generator is smaller for images below 64x64; `fingerbench.gans.freqgan` says how.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fingerbench import ops
+from fingerbench.api import Access
+from fingerbench.errors import UserError, unknown
+from fingerbench.gans import freqgan as networks
+from fingerbench.gans.train import Hinge, Loss
+from fingerbench.records import Fingerprint, Setting
+
+LOSSES: dict[str, Loss] = {"hinge": Hinge(), "log": networks.Logistic()}
+
+
+@dataclass(frozen=True)
+class FreqGAN:
+    """Hyperparameters of FreqGAN. Defaults: those of its code, or where it is silent what conf/method says."""
+
+    access: ClassVar[Access] = "label"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    epochs: int = 100  # passes over the training images
+    batch: int = 64
+    lr: float = 1e-4  # Adam, both networks
+    epsilon: float = 0.015  # the most by which a pixel in [0, 1] may move; only of output "perturbation"
+    output: Literal["perturbation", "image"] = "perturbation"
+    loss: Literal["hinge", "log"] = "hinge"
+    order: Literal["corrected", "released"] = "corrected"
+    misclassification: float = 1.0  # weight of the source's error in the generator's loss
+    spectral: float = 1.0  # weight of the spectral branch's own loss
+    share: float = 0.5  # of the spectral branch in a score, lambda of the paper
+    differentiable: bool = False  # let gradients through the spectral branch, down to the image
+    true_label: bool = False  # keep a query only if the source's answer is not the image's true class either
+    width: float = 1.0  # of the published 16 (generator) and 128 (discriminator) channels
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("output", self.output, ("perturbation", "image")),
+            ("loss", self.loss, tuple(LOSSES)),
+            ("order", self.order, ("corrected", "released")),
+        ):
+            if value not in known:
+                raise unknown(f"method.{name}", value, known)
+
+    def fingerprint(self, setting: Setting) -> Fingerprint:
+        """Train the GAN, then take training images in random order until the budget is full or all were tried.
+
+        Yields: tried (training images), misclassified (those whose answer changed), screened (those kept; fewer
+        only with `true_label`). Raises UserError if no image is left, or if the training diverges.
+        """
+        clean = ops.predict(setting.source, setting.train.pixels().to(setting.device)).argmax(1)
+        return self._sample(self._train(setting, clean), setting, clean)
+
+    def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
+        """Return the matching rate: the share of queries on which the suspect's label is the source's."""
+        return ops.matching_rate(fingerprint.state["labels"], responses)
+
+    def perturb(self, generator: nn.Module, x: Tensor) -> Tensor:
+        """Return the fakes that `generator` makes of the images x (n, c, h, w), both in [0, 1]."""
+        out = torch.tanh(generator(2 * x - 1))
+        return (x + self.epsilon * out).clamp(0, 1) if self.output == "perturbation" else (out + 1) / 2
+
+    def _train(self, setting: Setting, clean: Tensor) -> nn.Module:
+        """Return the generator, trained, in eval mode. clean: int64 (n,), the source's answers to training images."""
+        pair = self._pair(setting)
+        batches = max(1, round(len(clean) / self.batch))  # of nearly equal size: BatchNorm cannot train on one image
+        for epoch in range(self.epochs):
+            shuffled = torch.randperm(len(clean), generator=setting.generator)
+            for rows in shuffled.tensor_split(batches):
+                self._step(pair, setting.source, _pixels(setting, rows), clean[rows.to(clean.device)])
+            if not all(bool(weight.isfinite().all()) for weight in pair.generator.parameters()):
+                raise UserError(f"freqgan: the training diverged in epoch {epoch + 1}; lower method.lr, {self.lr:g}")
+        return pair.generator.eval().requires_grad_(False)
+
+    def _pair(self, setting: Setting) -> Pair:
+        """Return untrained networks for the images of `setting`."""
+        c, h, w = setting.train.x.shape[1:]
+        seed = int(torch.randint(2**62, (), generator=setting.generator))
+        generator, discriminator = networks.build(
+            (c, h, w), seed, width=self.width, share=self.share, differentiable=self.differentiable
+        )
+        generator, discriminator = generator.to(setting.device), discriminator.to(setting.device)
+        adams = (torch.optim.Adam(net.parameters(), self.lr) for net in (generator, discriminator))
+        return Pair(generator, discriminator, *adams)
+
+    def _step(self, pair: Pair, source: nn.Module, real: Tensor, clean: Tensor) -> None:
+        """Take one step of both networks on the images real (n, c, h, w) in [0, 1], which the source calls `clean`."""
+        fake = self.perturb(pair.generator, real)
+        error = F.cross_entropy(source(fake), clean)
+        if self.order == "corrected":
+            loss, _ = self.discriminator_loss(pair.discriminator, real, fake.detach())
+            descend((pair.adam_d, loss))
+            score, _ = pair.discriminator(2 * fake - 1)
+            descend((pair.adam_g, self.generator_loss(score, error)))
+        else:
+            loss, score = self.discriminator_loss(pair.discriminator, real, fake)
+            leak = self.generator_loss(score, error)
+            descend((pair.adam_d, loss + leak), (pair.adam_g, leak))
+
+    def discriminator_loss(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the discriminator minimises on images in [0, 1], and its scores (n,) of `fake`.
+
+        The loss of the scores plus `spectral` times the same loss of the spectral branch alone; released code.
+        """
+        halves = [len(real), len(fake)]
+        scores, spectral = discriminator(2 * torch.cat([real, fake]) - 1)
+        loss = LOSSES[self.loss]
+        real_score, fake_score = scores.split(halves)
+        own = loss.discriminator(*spectral.split(halves))
+        return loss.discriminator(real_score, fake_score) + self.spectral * own, fake_score
+
+    def generator_loss(self, score: Tensor, error: Tensor) -> Tensor:
+        """Return what the generator minimises, of the scores (n,) of its fakes and the source's mean cross-entropy.
+
+        error: at the labels of the clean images, larger = further from them; it is rewarded. Released code.
+        """
+        return LOSSES[self.loss].generator(score) - self.misclassification * error
+
+    @torch.no_grad()
+    def _sample(self, generator: nn.Module, setting: Setting, clean: Tensor) -> Fingerprint:
+        """Return the fingerprint of those fakes to which the source answers otherwise than to their originals."""
+        yields = Counter(tried=0, misclassified=0, screened=0)
+        kept: list[Tensor] = []
+        for rows in torch.randperm(len(clean), generator=setting.generator).split(self.batch):
+            fake = self.perturb(generator, _pixels(setting, rows))
+            answers = ops.predict(setting.source, fake).argmax(1)
+            passed = changed = answers != clean[rows.to(clean.device)]
+            if self.true_label:
+                passed = changed & (answers != setting.train.y[rows].to(setting.device))
+            kept.append(fake[passed])
+            yields.update(tried=len(rows), misclassified=int(changed.sum()), screened=int(passed.sum()))
+            if yields["screened"] >= setting.budget:
+                break
+        if not yields["screened"]:
+            raise UserError(
+                f"freqgan: the source errs on none of {yields['tried']} perturbed training images; "
+                "raise method.epochs or method.epsilon"
+            )
+        queries = torch.cat(kept)[: setting.budget].contiguous()
+        labels = ops.predict(setting.source, queries).argmax(1)
+        note = (
+            f"{len(queries)} of {setting.budget} queries: the source errs on no more of the {yields['tried']} "
+            "perturbed training images"
+        )
+        short = len(queries) < setting.budget
+        return Fingerprint(queries.cpu(), {"labels": labels.cpu()}, dict(yields), note if short else "")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two networks in training, and their optimizers."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    adam_g: torch.optim.Optimizer
+    adam_d: torch.optim.Optimizer
+
+
+def descend(*updates: tuple[torch.optim.Optimizer, Tensor]) -> None:
+    """Compute the gradients of each loss in the weights of its optimizer, and only then take all the steps."""
+    for optimizer, loss in updates:
+        weights: list[nn.Parameter] = [w for group in optimizer.param_groups for w in group["params"]]
+        gradients = torch.autograd.grad(loss, weights, retain_graph=len(updates) > 1)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+    for optimizer, _ in updates:
+        optimizer.step()
+
+
+def _pixels(setting: Setting, rows: Tensor) -> Tensor:
+    """Return those training images as float32 in [0, 1], on the device."""
+    return (setting.train.x[rows].float() / 255).to(setting.device)
