@@ -11,6 +11,7 @@ from torch import nn
 
 from fingerbench.api import Fingerprinter
 from fingerbench.errors import UserError
+from fingerbench.gans.train import Hinge
 from fingerbench.records import Gan, Images, Setting
 from fingerbench.seeds import seeded
 from methods.naturalfinger import Candidates, NaturalFinger, margin
@@ -51,7 +52,7 @@ def setting(budget=2, seed=0, positives=2, negatives=2):
         heldout=images,
         positives=(source, *[_near(source, i) for i in range(1, positives)]),
         negatives=tuple(linear(50 + i, 4.0) for i in range(negatives)),
-        gan=Gan(ToyGenerator(), ToyDiscriminator(), LATENT),
+        gan=Gan(ToyGenerator(), ToyDiscriminator(), LATENT, Hinge()),
         classes=CLASSES,
         budget=budget,
         device=torch.device("cpu"),
