@@ -111,12 +111,11 @@ def train(
     generator: torch.Generator,
     device: torch.device,
     checkpoint: Path | None = None,
-    every_s: float = CHECKPOINT_S,
 ) -> Gan:
     """Train the networks of `gan` in place on nothing but `images`, and return it frozen.
 
     Args: images of the owner; generator on the CPU, the only source of randomness; checkpoint: the file to go on
-    from, if it is there, and to write after every `every_s` seconds; whoever stores the GAN removes it.
+    from, if it is there, and to write every CHECKPOINT_S seconds; whoever stores the GAN removes it.
 
     Raises:
         UserError: the checkpoint cannot be read, or not be written.
@@ -140,7 +139,7 @@ def train(
         _descend(step_g, training.generator_loss(gan, latents(), generator))
         if average is not g:
             _follow(average, g, training.ema_decay if step >= training.ema_start else 0.0)
-        if checkpoint and time.monotonic() - written >= every_s:
+        if checkpoint and time.monotonic() - written >= CHECKPOINT_S:
             _write(checkpoint, state, generator, step + 1)
             written = time.monotonic()
     if average is not g:
