@@ -26,6 +26,7 @@ from fingerbench.api import Fingerprinter
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
 from fingerbench.errors import require, unknown
+from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import FingerprintSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans.spec import GanSpec
 from fingerbench.pool import Pool
@@ -137,6 +138,11 @@ class Bench:
         seed = seed_for(self.settings.zoo.seed, "gan")
         return GanSpec(self.zoo.data, self.data.task.outputs, config.build(self.settings.gan), seed)
 
+    def fid_spec(self) -> FidSpec | None:
+        """Return how good the GAN of the selected method is, as it is measured; None where there is none."""
+        spec = self.fingerprint_spec
+        return FidSpec(spec.gan, spec.source, seed_for(self.settings.zoo.seed, "fid")) if spec.gan else None
+
     def responses(self) -> dict[str, ResponseSpec]:
         """What each selected suspect is asked by the selected method, by its name."""
         fingerprint, access = self.fingerprint_spec, self.method.access
@@ -152,8 +158,9 @@ class Bench:
         others = [spec for spec in self.models.values() if not spec.attack.students]
         gan = [fingerprint.gan] if fingerprint.gan else []
         surrogates = [*fingerprint.positives, *fingerprint.negatives]
-        responses = self.responses().values()
-        return [fingerprint.source, *gan, *surrogates, fingerprint, *students, *others, *responses]
+        fid = self.fid_spec()
+        measured = [*([fid] if fid else []), *self.responses().values()]
+        return [fingerprint.source, *gan, *surrogates, fingerprint, *students, *others, *measured]
 
     @cached_property
     def workshop(self) -> Workshop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -81,17 +81,38 @@ class Suspect:
     mirror_of: str | None  # name of the positive that underwent the same attack
 
 
+class AdversarialLoss(Protocol):
+    """What a discriminator pays for its scores (n,), larger = more real; each method returns one price a score."""
+
+    def real(self, scores: Tensor) -> Tensor:
+        """Return (n,) prices of scores that should say real: how unreal the discriminator finds each image."""
+        ...
+
+    def fake(self, scores: Tensor) -> Tensor:
+        """Return (n,) prices of scores that should say fake."""
+        ...
+
+
 @dataclass(frozen=True)
 class Gan:
-    """A trained class-conditional generator and its discriminator, frozen.
+    """A generator and its discriminator; from the store they come trained, frozen and in eval mode.
 
     generator: (z (n, latent), labels int64 (n,)) -> images (n, c, h, w) in [-1, 1];
-    discriminator: (images in [-1, 1], labels) -> (n,), larger = more real.
+    discriminator: (images in [-1, 1], labels) -> (n,), larger = more real. Unconditional ones ignore the labels.
+    loss: what the discriminator was trained with; prior: of z, N(0, 1) or U(-1, 1) in each dimension.
     """
 
     generator: nn.Module
     discriminator: nn.Module
     latent: int
+    loss: AdversarialLoss
+    prior: Literal["normal", "uniform"] = "normal"
+
+    def latents(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return z (n, latent) drawn from the prior, on the CPU."""
+        if self.prior == "uniform":
+            return torch.rand(n, self.latent, generator=generator) * 2 - 1
+        return torch.randn(n, self.latent, generator=generator)
 
 
 @dataclass(frozen=True)

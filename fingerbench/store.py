@@ -125,6 +125,10 @@ class Store:
         """Return the folder where the artefact is, or would be."""
         return self.root / spec.kind / spec.key
 
+    def checkpoint(self, spec: Spec) -> Path:
+        """Return the file in which a maker that takes hours may keep how far it is; `save` removes it."""
+        return self.root / "checkpoints" / f"{spec.key}.pt"
+
     def has(self, spec: Spec) -> bool:
         """Tell whether the artefact is there; it is not read."""
         return (self.path(spec) / RECORD).is_file()
@@ -178,6 +182,7 @@ class Store:
             _write(draft / PAYLOAD, payload)
             _write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
             self._publish(draft, self.path(spec))
+            self.checkpoint(spec).unlink(missing_ok=True)
 
     @contextmanager
     def claim(self, spec: Spec) -> Iterator[bool]:

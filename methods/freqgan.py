@@ -36,10 +36,10 @@ from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.errors import UserError, unknown
 from fingerbench.gans import freqgan as networks
-from fingerbench.gans.train import Hinge, Loss
-from fingerbench.records import Fingerprint, Setting
+from fingerbench.gans.train import Hinge
+from fingerbench.records import AdversarialLoss, Fingerprint, Setting
 
-LOSSES: dict[str, Loss] = {"hinge": Hinge(), "log": networks.Logistic()}
+LOSSES: dict[str, AdversarialLoss] = {"hinge": Hinge(), "log": networks.Logistic()}
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,20 @@ class FreqGAN:
         """
         halves = [len(real), len(fake)]
         scores, spectral = discriminator(2 * torch.cat([real, fake]) - 1)
+        paid = self._paid(*scores.split(halves)) + self.spectral * self._paid(*spectral.split(halves))
+        return paid, scores[len(real) :]
+
+    def _paid(self, real: Tensor, fake: Tensor) -> Tensor:
         loss = LOSSES[self.loss]
-        real_score, fake_score = scores.split(halves)
-        own = loss.discriminator(*spectral.split(halves))
-        return loss.discriminator(real_score, fake_score) + self.spectral * own, fake_score
+        return loss.real(real).mean() + loss.fake(fake).mean()
 
     def generator_loss(self, score: Tensor, error: Tensor) -> Tensor:
         """Return what the generator minimises, of the scores (n,) of its fakes and the source's mean cross-entropy.
 
         error: at the labels of the clean images, larger = further from them; it is rewarded. Released code.
         """
-        return LOSSES[self.loss].generator(score) - self.misclassification * error
+        rewarded = score if self.loss == "hinge" else LOSSES["log"].fake(score)
+        return -rewarded.mean() - self.misclassification * error
 
     @torch.no_grad()
     def _sample(self, generator: nn.Module, setting: Setting, clean: Tensor) -> Fingerprint:

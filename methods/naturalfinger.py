@@ -9,7 +9,8 @@ Access: top-1 label of a suspect; own surrogates of both kinds, and a GAN traine
 Deviations from the released code, where it and the paper differ or it errs:
     - FGSM for the adversarial labels runs on the negatives (paper), not the positives; `adversarial_labels_from`.
     - The discriminator is asked to call the image real, max(0, 1 - D), under the class it was generated with. The
-      released sign, max(0, 1 + D) under a fresh random class, drives images to look fake; `discriminator_sign`.
+      released sign, max(0, 1 + D) under a fresh random class, drives images to look fake; `discriminator_sign`. With
+      WGAN-GP these are -D and D: each GAN's term is the one its own loss has (the paper says so, no code is released).
     - Exactly `epochs` epochs (released: one more).
     - The loss is a sum over latents with step lr / latent_batch, not a mean with step lr. For a full batch that is
       the same; in a smaller last batch each latent still takes the same steps.
@@ -28,7 +29,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
@@ -81,6 +81,7 @@ class NaturalFinger:
     discriminator_loss: bool = True  # trick 3
     adversarial_labels_from: Literal["negatives", "positives"] = "negatives"
     discriminator_sign: Literal["intent", "released", "generator"] = "intent"
+    prior: Literal["normal", "gan"] = "normal"  # of the latents; released code, or the one the GAN was trained with
     draws: int = 200  # latents drawn at once; released code only
     max_draws: int = 20_000  # default: not published
     max_chunks: int = 13  # latent batches at most: the released pool holds 10 latents for each of 100 queries
@@ -129,7 +130,7 @@ class NaturalFinger:
 
     def _draw(self, setting: Setting, gan: Gan, yields: Counter[str]) -> Candidates:
         """Return what is left of `draws` fresh latents after the initial screening and the choice of y-."""
-        z = torch.randn(self.draws, gan.latent, generator=setting.generator).to(setting.device)
+        z = self._latents(setting, gan).to(setting.device)
         classes = _random_labels(self.draws, setting)
         x = _images(gan, z, classes)
         answers = ops.votes(setting.positives, x)
@@ -138,6 +139,12 @@ class NaturalFinger:
         changed = found.labels != found.negative_labels
         yields.update(tried=self.draws, unanimous=len(found), label_changed=int(changed.sum()))
         return found[changed] if self.adversarial_labels else found
+
+    def _latents(self, setting: Setting, gan: Gan) -> Tensor:
+        """Return `draws` latents (draws, latent), normal whatever the GAN was trained with, or from its own prior."""
+        if self.prior == "gan":
+            return gan.latents(self.draws, setting.generator)
+        return torch.randn(self.draws, gan.latent, generator=setting.generator)
 
     def _negative_labels(self, x: Tensor, labels: Tensor, setting: Setting) -> Tensor:
         """Return y-: what most surrogates answer after a step of FGSM away from y+, the smallest on a tie."""
@@ -187,11 +194,15 @@ class NaturalFinger:
         return loss.sum()
 
     def _unreal(self, image: Tensor, classes: Tensor, setting: Setting, gan: Gan) -> Tensor:
-        """Return how unreal the discriminator finds each of the untransformed images in [-1, 1], as (n,)."""
+        """Return how unreal the discriminator finds each of the untransformed images in [-1, 1], as (n,).
+
+        That is what its own loss charges for the score of a real image: max(0, 1 - D) for the hinge loss, -D for
+        Wasserstein's.
+        """
         if self.discriminator_sign == "released":
-            return F.relu(1 + gan.discriminator(image, _random_labels(len(image), setting)))
+            return gan.loss.fake(gan.discriminator(image, _random_labels(len(image), setting)))
         score = gan.discriminator(image, classes)
-        return F.relu(1 - score) if self.discriminator_sign == "intent" else -score
+        return gan.loss.real(score) if self.discriminator_sign == "intent" else -score
 
     def _screen(self, x: Tensor, candidates: Candidates, setting: Setting) -> Tensor:
         """Return bool (n,): under each transform all positives answer y+, all negatives y-, and y+ is not y-."""

@@ -159,8 +159,11 @@ def test_share_blends_the_branches():
 def test_log_losses_by_hand():
     real, fake = torch.tensor([0.75, 0.5]).logit(), torch.tensor([0.2, 0.9]).logit()  # scores of these probabilities
     expected = -torch.tensor([0.75, 0.5]).log().mean() - torch.tensor([0.8, 0.1]).log().mean()
-    torch.testing.assert_close(Logistic().discriminator(real, fake), expected)
-    torch.testing.assert_close(Logistic().generator(fake), torch.tensor([0.8, 0.1]).log().mean())
+    torch.testing.assert_close(Logistic().real(real).mean() + Logistic().fake(fake).mean(), expected)
+    torch.testing.assert_close(
+        FreqGAN(loss="log", misclassification=0.0).generator_loss(fake, torch.tensor(1.0)),
+        torch.tensor([0.8, 0.1]).log().mean(),
+    )
 
 
 class Scores(nn.Module):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fingerbench import config
 from fingerbench.api import Fingerprinter
+from fingerbench.gans.train import Hinge
 from fingerbench.ops import predict
 from fingerbench.records import Gan, Images, Setting
 from fingerbench.seeds import seeded
@@ -103,7 +104,7 @@ def toy():
     source = trained(owner, 1)
     positives = (source, *(trained(other, seed, copied(source), steps=5) for seed in (2, 3)))
     negatives = tuple(trained(other, seed) for seed in (4, 5, 6))
-    gan = Gan(generator, Critic().eval(), LATENT)
+    gan = Gan(generator, Critic().eval(), LATENT, Hinge())
 
     def make(needs, seed=0, budget=BUDGET):
         surrogates = (positives, negatives) if "surrogates" in needs else ((), ())

@@ -11,6 +11,8 @@ from torch import nn
 
 from fingerbench.api import Fingerprinter
 from fingerbench.errors import UserError
+from fingerbench.gans.train import Hinge
+from fingerbench.gans.wgan_gp import Wasserstein
 from fingerbench.records import Gan, Images, Setting
 from fingerbench.seeds import seeded
 from fingerbench.task import Classification
@@ -52,7 +54,7 @@ def setting(budget=2, seed=0, positives=2, negatives=2):
         heldout=images,
         positives=(source, *[_near(source, i) for i in range(1, positives)]),
         negatives=tuple(linear(50 + i, 4.0) for i in range(negatives)),
-        gan=Gan(ToyGenerator(), ToyDiscriminator(), LATENT),
+        gan=Gan(ToyGenerator(), ToyDiscriminator(), LATENT, Hinge()),
         task=Classification(CLASSES),
         budget=budget,
         device=torch.device("cpu"),
@@ -122,6 +124,21 @@ def test_the_discriminator_signs():
     twin.set_state(s.generator.get_state())
     fresh = torch.randint(CLASSES, (6,), generator=twin)
     torch.testing.assert_close(unreal("released"), torch.relu(1 + s.gan.discriminator(image, fresh)))
+
+
+def test_the_discriminator_term_is_that_of_the_gans_own_loss():
+    s, c = setting(), candidates(6)
+    gan = replace(s.gan, loss=Wasserstein())
+    image = gan.generator(c.z, c.classes)
+    unreal = TOY._unreal(image, c.classes, s, gan)
+    torch.testing.assert_close(unreal, -gan.discriminator(image, c.classes))
+
+
+def test_latents_are_normal_unless_the_prior_of_the_gan_is_asked_for():
+    s = setting()
+    gan = replace(s.gan, prior="uniform")
+    assert TOY._latents(s, gan).abs().max() > 1
+    assert replace(TOY, prior="gan")._latents(s, gan).abs().max() <= 1
 
 
 def test_a_smaller_batch_takes_the_same_steps():

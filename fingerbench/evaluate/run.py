@@ -20,6 +20,7 @@ from fingerbench.evaluate.metrics import summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
 from fingerbench.manifest import manifest
 from fingerbench.records import Fingerprint, Suspect
+from fingerbench.store import Artefact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     """Evaluate the selected method on the selected suspects and write everything into `folder`.
 
     Files: scores.csv, models.csv, metrics.json, manifest.json, fingerprint.safetensors, figures/aruc.{png,pdf},
-    figures/queries.png. Returns the scores.
+    figures/queries.png, and figures/gan.png where the method uses a GAN. Returns the scores.
     """
     began = time.perf_counter()
     bench.build(bench.plan())
@@ -40,6 +41,9 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     log.info("%s", summary_of(facts))
     frame = scores(bench)
     metrics = summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
+    fid = bench.fid_spec()
+    if fid:
+        metrics["gan"] = bench.store.facts(fid)
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +52,8 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         _write_json(folder / "metrics.json", metrics)
         safetensors.torch.save_file(dict(fingerprint.tensors()), folder / "fingerprint.safetensors")
         draw(frame, fingerprint, folder / "figures")
+        if fid:
+            draw_gan(bench.store.load(fid), folder / "figures")
         seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
         _write_json(folder / "manifest.json", describe(bench, seconds))
     title = f"{bench.settings.label} on {bench.settings.data.name}"
@@ -106,6 +112,14 @@ def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
     labels = fingerprint.state["labels"].tolist() if "labels" in fingerprint.state else None
     grid = plots.query_grid(fingerprint.queries.numpy(), labels=labels, caption=caption)
     plots.save(grid, folder / "queries", formats=("png",))
+
+
+def draw_gan(fid: Artefact, folder: Path) -> None:
+    """Draw figures/gan: ten samples in a row, a row a class."""
+    facts = fid.facts
+    rows = "a row a class" if facts["conditional"] else "unconditional"
+    caption = f"{facts['name']}, {rows}; FID {facts['fid']:.3g} with the {facts['features']}"
+    plots.save(plots.query_grid(fid.tensors["samples"].numpy(), caption=caption), folder / "gan", formats=("png",))
 
 
 def describe(bench: Bench, seconds: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fingerbench.errors import UserError
-from fingerbench.gans.sagan import _DownBlock, _FirstBlock, _linear
+from fingerbench.gans.layers import DownBlock, FirstBlock, Layers
 from fingerbench.seeds import seeded
 
 CHANNELS = (16, 32, 64, 128, 128)  # after each halving that has wavelets; DW-GAN
@@ -45,13 +45,13 @@ class Logistic:
     The paper does not say how a score becomes a probability D; here by the sigmoid.
     """
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Return -mean log D(real) - mean log(1 - D(fake)) for scores (n,)."""
-        return F.softplus(-real).mean() + F.softplus(fake).mean()
+    def real(self, scores: Tensor) -> Tensor:
+        """Return -log D for each score of a real image."""
+        return F.softplus(-scores)
 
-    def generator(self, fake: Tensor) -> Tensor:
-        """Return mean log(1 - D(fake))."""
-        return -F.softplus(fake).mean()
+    def fake(self, scores: Tensor) -> Tensor:
+        """Return -log(1 - D) for each score of a fake one; the generator maximises it."""
+        return F.softplus(scores)
 
 
 def haar(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,12 +150,13 @@ class Discriminator(nn.Module):
     def __init__(self, size: int, width: int = 128, share: float = 0.5, differentiable: bool = False) -> None:
         super().__init__()
         # Halved to 8x8, as SNGAN's for 32x32.
-        halved = [_DownBlock(width, halve=True) for _ in range(int(log2(size // 16)))]
-        kept = [_DownBlock(width, halve=False) for _ in range(2)]
-        self.blocks = nn.Sequential(_FirstBlock(3, width), *halved, *kept)
-        self.spatial = _linear(width, 1)
+        layers = Layers(spectral=True)
+        halved = [DownBlock(layers, width, halve=True) for _ in range(int(log2(size // 16)))]
+        kept = [DownBlock(layers, width, halve=False) for _ in range(2)]
+        self.blocks = nn.Sequential(FirstBlock(layers, 3, width), *halved, *kept)
+        self.spatial = layers.linear(width, 1)
         self.profile = Profile(size)
-        self.spectral = _linear(self.profile.length, 1)
+        self.spectral = layers.linear(self.profile.length, 1)
         self.share = share
         self.differentiable = differentiable
 

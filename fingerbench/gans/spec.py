@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -16,14 +17,27 @@ from fingerbench.workshop import Workshop
 
 
 class Design(Protocol):
-    """A kind of GAN: a frozen dataclass whose fields are the hyperparameters of its networks and its training."""
+    """A kind of GAN: a frozen dataclass whose fields are the hyperparameters of its networks and its training.
+
+    conditional: whether its networks heed the labels.
+    """
+
+    @property
+    def conditional(self) -> bool: ...  # noqa: D102
 
     def build(self, classes: int, shape: tuple[int, int, int]) -> Gan:
         """Return the untrained networks for images of `shape` (c, h, w)."""
         ...
 
-    def train(self, images: Images, classes: int, generator: torch.Generator, device: torch.device) -> Gan:
-        """Return the networks trained on `images`, frozen, in eval mode."""
+    def train(
+        self,
+        images: Images,
+        classes: int,
+        generator: torch.Generator,
+        device: torch.device,
+        checkpoint: Path | None = None,
+    ) -> Gan:
+        """Return the networks trained on `images`, frozen, in eval mode. `checkpoint` survives a kill."""
         ...
 
 
@@ -49,7 +63,8 @@ class GanSpec(Spec):
         began = time.perf_counter()
         images = workshop.data.a.to(workshop.device)
         with seeded(self.seed) as generator:
-            gan = self.design.train(images, self.classes, generator, workshop.device)
+            checkpoint = workshop.store.checkpoint(self)
+            gan = self.design.train(images, self.classes, generator, workshop.device, checkpoint)
         tensors = {
             f"{part}.{name}": tensor
             for part in ("generator", "discriminator")

@@ -1,46 +1,58 @@
-"""The one trainer of every GAN: an alternating loop that is told the loss."""
+"""The one trainer of every GAN: an alternating loop, in which the GAN's own file says what each network minimises."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+import copy
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fingerbench.errors import UserError, writing
 from fingerbench.records import Gan, Images
 
+log = logging.getLogger(__name__)
 
-class Loss(Protocol):
-    """What a GAN minimises, in terms of the discriminator's scores (n,), larger = more real."""
+CHECKPOINT_S = 300.0  # between two checkpoints; a kill costs this much at most
+SETTLE_BATCHES = 64  # by which an averaged generator finds its batch statistics
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Return the scalar that the discriminator minimises."""
-        ...
 
-    def generator(self, fake: Tensor) -> Tensor:
-        """Return the scalar that the generator minimises."""
-        ...
+class Batch(NamedTuple):
+    """Images (n, c, h, w) in [-1, 1], or latents (n, latent), with the class of each as int64 (n,)."""
+
+    x: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
 class Hinge:
-    """The hinge loss of SAGAN (Zhang et al. 2019)."""
+    """The hinge loss, of all GANs here but WGAN-GP."""
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Return mean max(0, 1 - real) + mean max(0, 1 + fake)."""
-        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    def real(self, scores: Tensor) -> Tensor:
+        """Return max(0, 1 - score) for each."""
+        return F.relu(1 - scores)
 
-    def generator(self, fake: Tensor) -> Tensor:
-        """Return -mean fake."""
-        return -fake.mean()
+    def fake(self, scores: Tensor) -> Tensor:
+        """Return max(0, 1 + score) for each."""
+        return F.relu(1 + scores)
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast a GAN is trained. Defaults: those of StudioGAN for CIFAR-10."""
+    """A kind of GAN: its networks, its losses, and how long and how fast it is trained.
+
+    A subclass adds `build`, and changes the losses where its paper does; these here are the plain ones. Both may draw
+    from `generator`, on the CPU, and may use the gradients of either network, but only those of the one whose turn it
+    is are followed. Defaults: those of StudioGAN for CIFAR-10.
+    """
+
+    conditional: ClassVar[bool] = True  # whether the labels matter
 
     steps: int = 100_000  # of the generator
     batch: int = 64
@@ -48,39 +60,91 @@ class Training:
     betas: tuple[float, float] = (0.5, 0.999)
     discriminator_steps: int = 5  # for each step of the generator
     flip: bool = True  # mirror each real image with probability 1/2
+    ema_decay: float = 0.0  # of the moving average of the generator's weights that is kept in the end; 0: none is
+    ema_start: int = 0  # the step up to which the average is the generator itself
+
+    def build(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> Gan:
+        """Return untrained networks for images of `shape` (c, h, w), their weights drawn with `seed`.
+
+        Raises UserError unless the images are square with a power of two, at least 16, as side.
+        """
+        raise NotImplementedError
+
+    def discriminator_loss(self, gan: Gan, real: Batch, latents: Batch, generator: torch.Generator) -> Tensor:
+        """Return the scalar that the discriminator minimises."""
+        with torch.no_grad():
+            fake = gan.generator(*latents)
+        scores = gan.discriminator(torch.cat([real.x, fake]), torch.cat([real.labels, latents.labels]))
+        return adversarial(gan, *scores.split([len(real.x), len(fake)]))
+
+    def generator_loss(self, gan: Gan, latents: Batch, generator: torch.Generator) -> Tensor:
+        """Return the scalar that the generator minimises."""
+        return -gan.discriminator(gan.generator(*latents), latents.labels).mean()
+
+    def train(
+        self,
+        images: Images,
+        classes: int,
+        generator: torch.Generator,
+        device: torch.device,
+        checkpoint: Path | None = None,
+    ) -> Gan:
+        """Return a GAN trained on `images` alone, frozen. `generator` is on the CPU; the same one gives the same GAN.
+
+        checkpoint: the file in which a killed training left its state, and this one keeps its own.
+        """
+        c, h, w = images.x.shape[1:]
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return train(self.build(classes, (c, h, w), seed), self, images, classes, generator, device, checkpoint)
+
+
+def adversarial(gan: Gan, real: Tensor, fake: Tensor) -> Tensor:
+    """Return the mean price of the scores of real images plus that of the scores of fake ones."""
+    return gan.loss.real(real).mean() + gan.loss.fake(fake).mean()
 
 
 def train(
     gan: Gan,
-    loss: Loss,
     training: Training,
     images: Images,
     classes: int,
     generator: torch.Generator,
     device: torch.device,
+    checkpoint: Path | None = None,
 ) -> Gan:
     """Train the networks of `gan` in place on nothing but `images`, and return it frozen.
 
-    Args: images of the owner; generator on the CPU, the only source of randomness.
+    Args: images of the owner; generator on the CPU, the only source of randomness; checkpoint: the file to go on
+    from, if it is there, and to write every CHECKPOINT_S seconds; whoever stores the GAN removes it.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or not be written.
     """
     g, d = gan.generator.to(device).train(), gan.discriminator.to(device).train()
     step_g, step_d = (torch.optim.Adam(net.parameters(), training.lr, training.betas) for net in (g, d))
-    reals = _reals(images.to(device), training, generator)
+    reals = _Reals(images.to(device), training, generator)
+    average = copy.deepcopy(g) if training.ema_decay else g
+    state = {"generator": g, "discriminator": d, "average": average, "adam_g": step_g, "adam_d": step_d, "reals": reals}
 
-    def fakes() -> tuple[Tensor, Tensor]:
-        z = torch.randn(training.batch, gan.latent, generator=generator).to(device)
-        labels = torch.randint(classes, (training.batch,), generator=generator).to(device)
-        return g(z, labels), labels
+    def latents() -> Batch:
+        z = gan.latents(training.batch, generator).to(device)
+        return Batch(z, torch.randint(classes, (training.batch,), generator=generator).to(device))
 
-    for _ in range(training.steps):
+    began = _resume(checkpoint, state, generator) if checkpoint and checkpoint.is_file() else 0
+    written = time.monotonic()
+    for step in range(began, training.steps):
         for _ in range(training.discriminator_steps):
-            real, real_labels = next(reals)
-            with torch.no_grad():
-                fake, labels = fakes()
-            scores = d(torch.cat([real, fake]), torch.cat([real_labels, labels]))
-            _descend(step_d, loss.discriminator(*scores.split([len(real), len(fake)])))
-        _descend(step_g, loss.generator(d(*fakes())))
-    return freeze(gan)
+            real = reals.draw()
+            _descend(step_d, training.discriminator_loss(gan, real, latents(), generator))
+        _descend(step_g, training.generator_loss(gan, latents(), generator))
+        if average is not g:
+            _follow(average, g, training.ema_decay if step >= training.ema_start else 0.0)
+        if checkpoint and time.monotonic() - written >= CHECKPOINT_S:
+            _write(checkpoint, state, generator, step + 1)
+            written = time.monotonic()
+    if average is not g:
+        _settle(average, latents)
+    return freeze(replace(gan, generator=average))
 
 
 def freeze(gan: Gan) -> Gan:
@@ -90,15 +154,30 @@ def freeze(gan: Gan) -> Gan:
     return gan
 
 
-def _reals(images: Images, training: Training, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches in [-1, 1] with their labels for ever, in a new order each time round."""
-    while True:
-        for rows in torch.randperm(len(images), generator=generator).split(training.batch):
-            x = images.x[rows].float() / 127.5 - 1
-            if training.flip:
-                mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < 0.5
-                x = torch.where(mirrored.to(x.device), x.flip(-1), x)
-            yield x, images.y[rows]
+class _Reals:
+    """Batches of real images for ever, in a new order each time round."""
+
+    def __init__(self, images: Images, training: Training, generator: torch.Generator) -> None:
+        self.images = images
+        self.training = training
+        self.generator = generator
+        self.left = torch.empty(0, dtype=torch.int64)  # of this time round
+
+    def draw(self) -> Batch:
+        if not len(self.left):
+            self.left = torch.randperm(len(self.images), generator=self.generator)
+        rows, self.left = self.left[: self.training.batch], self.left[self.training.batch :]
+        x = self.images.x[rows].float() / 127.5 - 1
+        if self.training.flip:
+            mirrored = torch.rand(len(rows), 1, 1, 1, generator=self.generator) < 0.5
+            x = torch.where(mirrored.to(x.device), x.flip(-1), x)
+        return Batch(x, self.images.y[rows])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"left": self.left.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.left = state["left"]
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -107,3 +186,51 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
         weight.grad = gradient
     optimizer.step()
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move the weights of `average` towards those of `net`, all the way where `decay` is 0."""
+    for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
+        mean.lerp_(weight, 1 - decay)
+
+
+@torch.no_grad()
+def _settle(average: nn.Module, latents: Any) -> None:
+    """Give averaged weights batch statistics and spectral norms of their own, which nothing has updated so far.
+
+    BigGAN calls it standing statistics. StudioGAN averages the statistics of the generator like its weights.
+    """
+    norms = [part for part in average.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    for _ in range(SETTLE_BATCHES):
+        average(*latents())
+
+
+def _write(path: Path, state: dict[str, Any], generator: torch.Generator, step: int) -> None:
+    """Write a checkpoint: all of it, or nothing."""
+    content = {name: part.state_dict() for name, part in state.items()}
+    draft = path.with_suffix(".part")
+    with writing(path.parent, "store"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            torch.save({**content, "step": step, "random": generator.get_state()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+
+def _resume(path: Path, state: dict[str, Any], generator: torch.Generator) -> int:
+    """Put everything back to where a checkpoint left it, and return the number of steps done."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in state.items():
+            part.load_state_dict(content[name])
+        generator.set_state(content["random"])
+        step = int(content["step"])
+    except Exception as error:  # whatever is wrong with it, the remedy is one
+        raise UserError(f"cannot go on from the checkpoint {path}: {error}; delete it to start over") from error
+    log.info("going on after step %d, from %s", step, path)
+    return step
