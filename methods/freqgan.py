@@ -36,10 +36,9 @@ from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.errors import UserError, unknown
 from fingerbench.gans import freqgan as networks
-from fingerbench.gans.train import Hinge, Loss
 from fingerbench.records import Fingerprint, Setting
 
-LOSSES: dict[str, Loss] = {"hinge": Hinge(), "log": networks.Logistic()}
+LOSSES: dict[str, networks.Hinge | networks.Logistic] = {"hinge": networks.Hinge(), "log": networks.Logistic()}
 
 
 @dataclass(frozen=True)

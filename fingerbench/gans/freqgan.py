@@ -39,6 +39,19 @@ def build(
 
 
 @dataclass(frozen=True)
+class Hinge:
+    """The hinge losses of the released code."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Return mean max(0, 1 - real) + mean max(0, 1 + fake) for scores (n,)."""
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """Return -mean fake."""
+        return -fake.mean()
+
+
+@dataclass(frozen=True)
 class Logistic:
     """The log losses of the FreqGAN paper (equations 4 and 6).
 
