@@ -7,7 +7,8 @@ Access: full answers: probabilities, or predicted values. Needs: surrogates of b
 
 No official code exists, and the paper's text leaves these open (each is an option or a default below):
 - answers: softmax probabilities. The unofficial code and MNTD (Xu et al., S&P 2021), the closest ancestor, read logits,
-  which no API gives; log-probabilities, `features=log`, are logits up to a constant for each query;
+  which no API gives; `features=logits` takes the nearest, log-probabilities minus their mean over the classes, which
+  are logits minus theirs;
 - verifier: one hidden layer of 128 (unofficial code) with a ReLU between (MNTD; the unofficial code has none);
 - start: mid-grey with noise of 1e-3 (MNTD), which fits the remark in NaturalFinger's paper that the queries of MetaV
   look like empty images with slight noise;
@@ -39,7 +40,7 @@ FLOOR = 1e-8  # of a probability whose logarithm is taken; default: not publishe
 class MetaV:
     """Hyperparameters of MetaV.
 
-    features: what the verifier reads; "answers" as the API gives them, or "log", the logarithm of probabilities;
+    features: what the verifier reads; "answers" as the API gives them, or "logits" taken back from probabilities;
     activation: between the layers of the verifier, "relu" or "none"; hidden: its width;
     init: queries start "grey" with slight noise or as random "train_images" of the owner;
     lr: Adam's, for queries and verifier; iterations: steps, each with every surrogate.
@@ -48,7 +49,7 @@ class MetaV:
     access: ClassVar[Access] = "output"
     needs: ClassVar[frozenset[str]] = frozenset({"surrogates"})
 
-    features: Literal["answers", "log"] = "answers"
+    features: Literal["answers", "logits"] = "answers"
     activation: Literal["relu", "none"] = "relu"
     hidden: int = 128
     init: Literal["grey", "train_images"] = "grey"
@@ -95,8 +96,8 @@ class MetaV:
 
     def _outputs(self, answers: Tensor, verifier: Mapping[str, Tensor]) -> Tensor:
         """Return the two logits of the verifier, (2,), for the answers (n, outputs) of one model."""
-        phi = answers.flatten() if self.features == "answers" else answers.clamp(min=FLOOR).log().flatten()
-        h = F.linear(phi, verifier["hidden_weight"], verifier["hidden_bias"])
+        phi = answers if self.features == "answers" else logits(answers)
+        h = F.linear(phi.flatten(), verifier["hidden_weight"], verifier["hidden_bias"])
         h = h.relu() if self.activation == "relu" else h
         return F.linear(h, verifier["out_weight"], verifier["out_bias"])
 
@@ -136,7 +137,7 @@ class MetaV:
 
     def _check(self, setting: Setting) -> None:
         for name, known in (
-            ("features", ("answers", "log")),
+            ("features", ("answers", "logits")),
             ("activation", ("relu", "none")),
             ("init", ("grey", "train_images")),
         ):
@@ -144,8 +145,8 @@ class MetaV:
             require(value in known, f"method.{name}", " or ".join(known), value)
         for name in ("hidden", "iterations"):
             require(getattr(self, name) > 0, f"method.{name}", "1 or more", getattr(self, name))
-        if self.features == "log" and not setting.task.labelled:
-            raise UserError("method.features=log: expected a task with probabilities, got a regression; use answers")
+        if self.features == "logits" and not setting.task.labelled:
+            raise UserError("method.features=logits: expected a task with probabilities, got a regression; use answers")
         if not setting.positives or not setting.negatives:
             raise UserError("metav: expected positive and negative surrogates in the setting; add some to surrogates")
 
@@ -153,3 +154,9 @@ class MetaV:
 def images(w: Tensor) -> Tensor:
     """Return the queries (tanh(w) + 1) / 2, in [0, 1] for any real w (n, c, h, w)."""
     return (w.tanh() + 1) / 2
+
+
+def logits(probabilities: Tensor) -> Tensor:
+    """Return the logits (n, classes) that softmax made these probabilities of, shifted to mean 0 in each row."""
+    log = probabilities.clamp(min=FLOOR).log()
+    return log - log.mean(1, keepdim=True)

@@ -13,7 +13,7 @@ from fingerbench.errors import UserError
 from fingerbench.ops import predict
 from fingerbench.records import Fingerprint, Images, Setting
 from fingerbench.task import Classification, Regression
-from methods.metav import INDEPENDENT, STOLEN, MetaV, images
+from methods.metav import INDEPENDENT, STOLEN, MetaV, images, logits
 
 VERIFIER = {
     "hidden_weight": torch.tensor([[1.0, 0.0, -2.0, 0.0], [0.0, 1.0, 0.0, 1.0]]),
@@ -69,12 +69,18 @@ def test_the_verifier_is_the_formula():
     assert linear_score == pytest.approx(1 / (1 + math.exp(1.7 - 1.05)))
 
 
-def test_log_features_are_the_logarithm_and_finite():
+def test_logits_are_taken_back_from_probabilities():
+    true = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(logits(true.softmax(1)), true - true.mean(1, keepdim=True))
+
+
+def test_the_verifier_reads_logits_and_a_probability_of_zero_is_finite():
     probabilities = torch.tensor([[1.0, 0.0], [0.2, 0.8]])
-    phi = torch.tensor([0.0, math.log(1e-8), math.log(0.2), math.log(0.8)])
+    far, gap = math.log(1e-8) / 2, math.log(0.2 / 0.8) / 2
+    phi = torch.tensor([-far, far, gap, -gap])
     h = (VERIFIER["hidden_weight"] @ phi + VERIFIER["hidden_bias"]).relu()
     expected = (VERIFIER["out_weight"] @ h + VERIFIER["out_bias"]).softmax(0)[1].item()
-    score = MetaV(features="log").similarity(Fingerprint(torch.zeros(2, 1, 1, 1), VERIFIER), probabilities)
+    score = MetaV(features="logits").similarity(Fingerprint(torch.zeros(2, 1, 1, 1), VERIFIER), probabilities)
     assert score == pytest.approx(expected)
 
 
@@ -150,8 +156,8 @@ def test_grey_starts_near_the_middle_and_training_images_where_they_are():
 @pytest.mark.parametrize(
     ("change", "task", "message"),
     [
-        ({"features": "logits"}, Classification(4), "method.features: expected answers or log; got 'logits'"),
-        ({"features": "log"}, Regression(), "method.features=log: expected a task with probabilities"),
+        ({"features": "softmax"}, Classification(4), "method.features: expected answers or logits; got 'softmax'"),
+        ({"features": "logits"}, Regression(), "method.features=logits: expected a task with probabilities"),
         ({"activation": "tanh"}, Regression(), "method.activation: expected relu or none"),
         ({"init": "noise"}, Regression(), "method.init: expected grey or train_images"),
         ({"iterations": 0}, Regression(), "method.iterations: expected 1 or more; got 0"),

@@ -161,7 +161,6 @@ def test_a_regression_runs_from_end_to_end(tmp_path):
         (["attack=adversarial"], "attack=adversarial: expected a data set with classes, or attack="),
         (["attack=knockoff"], "attack=knockoff: expected a data set with classes, or attack="),
         (["zoo.source=resnet18"], "resnet18: expected 3 channels of 16x16 or more"),
-        (["method.features=log"], "method.features=log: expected a task with probabilities, got a regression"),
     ],
 )
 def test_what_a_regression_cannot_do_is_told_in_one_line(tmp_path, words, answer):
