@@ -204,12 +204,8 @@ def test_logan_moves_latents_by_the_natural_gradient_and_learns_through_the_move
     torch.testing.assert_close(cost, move.square().sum())
     loss = design.generator_loss(gan, latents, fresh())
     torch.testing.assert_close(loss, -(2 * moved.x * weight.flatten()).sum(1).mean() + 0.1 * cost)
-    assert all(w.grad is not None for w in _after(cost.backward, gan))  # both learn what a move costs
-
-
-def _after(action, gan):
-    action()
-    return [*gan.generator.parameters(), *gan.discriminator.parameters()]
+    cost.backward()
+    assert gan.generator.weight.grad is not None and gan.discriminator.weight.grad is not None
 
 
 def embedded(n=5, size=4):
@@ -271,12 +267,17 @@ def test_consistency_by_hand():
     loss = design.generator_loss(gan, latents, fresh())
     torch.testing.assert_close(loss, -f.mean() - 0.5 * (2 * noise).square().mean())
     shifted = Icrgan(flip=False, zcr_discriminator=0.0, bcr_real=3.0, bcr_fake=0.0)
-    shifted = shifted.discriminator_loss(_pixels(gan), *_pixel_batches(), fresh())
+    shifted = shifted.discriminator_loss(_pixels(), *_pixel_batches(), fresh())
     torch.testing.assert_close(shifted, _shifted_by_hand())
 
 
-def _pixels(gan):
-    return Gan(gan.generator, Score(torch.linspace(0, 1, 64).view(1, 8, 8)), 1, Hinge())
+class Grey(torch.nn.Module):
+    def forward(self, z, labels):
+        return torch.zeros(len(z), 1, 8, 8)
+
+
+def _pixels():
+    return Gan(Grey(), Score(torch.linspace(0, 1, 64).view(1, 8, 8)), 1, Hinge())
 
 
 def _pixel_batches():
