@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, TINY, finish, start
 
+from fingerbench import config
+
 README = (ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"<!-- test: (\S+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
 
@@ -40,12 +42,6 @@ def test_the_python_example(built, tmp_path):
 
 
 def test_every_family_method_and_file_is_described(built):
-    for name in (
-        "naturalfinger",
-        "ipguard",
-        "akh",
-        "metav",
-        "random",
-        *(p.name for p in built[1].iterdir() if p.is_file()),
-    ):
+    files = [p.name for p in built[1].iterdir() if p.is_file()]
+    for name in (*config.options("method"), *config.options("experiment"), *config.options("gan"), *files):
         assert f"`{name}`" in README, name
