@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -84,12 +84,14 @@ def build(node: DictConfig) -> Any:
 
 
 def _check_fields(built: Any) -> None:
-    """Refuse a dataclass whose numbers, switches and texts are not of the declared type: YAML promises nothing."""
+    """Refuse a dataclass whose numbers, switches, texts and choices are not what is declared: YAML promises nothing."""
     if not is_dataclass(built) or isinstance(built, type):
         return
     hints = get_type_hints(type(built))
     for f in fields(built):
         value, hint = getattr(built, f.name), hints[f.name]
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise unknown(f"{type(built).__name__}.{f.name}", str(value), get_args(hint))
         allowed: tuple[type, ...] = (int, float) if hint is float else (hint,)
         plain = hint in (int, float, bool, str)
         mistaken = plain and (not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool))

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
-from fingerbench.errors import UserError, unknown
+from fingerbench.errors import UserError
 from fingerbench.gans import freqgan as networks
 from fingerbench.gans.train import Hinge
 from fingerbench.records import AdversarialLoss, Fingerprint, Setting
@@ -62,15 +62,6 @@ class FreqGAN:
     differentiable: bool = False  # let gradients through the spectral branch, down to the image
     true_label: bool = False  # keep a query only if the source's answer is not the image's true class either
     width: float = 1.0  # of the published 16 (generator) and 128 (discriminator) channels
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("output", self.output, ("perturbation", "image")),
-            ("loss", self.loss, tuple(LOSSES)),
-            ("order", self.order, ("corrected", "released")),
-        ):
-            if value not in known:
-                raise unknown(f"method.{name}", value, known)
 
     def fingerprint(self, setting: Setting) -> Fingerprint:
         """Train the GAN, then take training images in random order until the budget is full or all were tried.

@@ -285,8 +285,3 @@ def test_no_query_at_all_is_an_error(setting):
 def test_a_training_that_diverges_is_an_error(setting):
     with pytest.raises(UserError, match="diverged in epoch 1"):
         replace(METHOD, lr=float("inf")).fingerprint(setting())
-
-
-def test_an_option_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match="did you mean 'released'"):
-        FreqGAN(order="release")

@@ -118,7 +118,7 @@ def train(
     from, if it is there, and to write every CHECKPOINT_S seconds; whoever stores the GAN removes it.
 
     Raises:
-        UserError: the checkpoint cannot be read, or not be written.
+        UserError: the checkpoint cannot be read, or not be written; or the training diverged.
     """
     g, d = gan.generator.to(device).train(), gan.discriminator.to(device).train()
     step_g, step_d = (torch.optim.Adam(net.parameters(), training.lr, training.betas) for net in (g, d))
@@ -142,6 +142,10 @@ def train(
         if checkpoint and time.monotonic() - written >= CHECKPOINT_S:
             _write(checkpoint, state, generator, step + 1)
             written = time.monotonic()
+    if not all(bool(weight.isfinite().all()) for net in (g, d) for weight in net.parameters()):
+        raise UserError(
+            f"the training of the GAN diverged within {training.steps} steps; lower gan.lr, {training.lr:g}"
+        )
     if average is not g:
         _settle(average, latents)
     return freeze(replace(gan, generator=average))
