@@ -111,7 +111,7 @@ class ModelSpec(Spec):
             copied,
             data.half(self.half).to(device),
             data.finetune.to(device),
-            data.transfer.to(device) if data.transfer else None,
+            data.transfer.to(device) if data.transfer is not None else None,
         )
 
 
