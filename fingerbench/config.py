@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,14 +45,16 @@ def check(arguments: Sequence[str]) -> None:
     with _hydra(), _explained():
         parsed = OverridesParser.create().parse_overrides(words)
         swept = [override for override in parsed if override.is_sweep_override()]
-        if swept and not {"-m", "--multirun"} & set(flags):
+        lines = (override.input_line for override in parsed if not override.is_sweep_override())
+        fixed = [line for line in lines if line is not None]
+        whole = hydra_compose("config", overrides=fixed, return_hydra_config=True)
+        many = whole.hydra.mode == RunMode.MULTIRUN or {"-m", "--multirun"} & set(flags)  # an experiment may be a sweep
+        if swept and not many:
             key, _, values = (swept[0].input_line or "").partition("=")
             raise UserError(f"{key}={values} is a sweep: add -m for one run each, or write {key}=[{values}] for a list")
-        fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
-        hydra_compose("config", overrides=[line for line in fixed if line is not None])
         for override in swept:
             for choice in _choices(override):
-                hydra_compose("config", overrides=[*(line for line in fixed if line is not None), choice])
+                hydra_compose("config", overrides=[*fixed, choice])
 
 
 def options(group: str) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from fingerbench import config
+from fingerbench.errors import UserError
 
 
 def jobs(experiment):
@@ -32,3 +33,9 @@ def test_every_gan_and_every_method_has_its_run():
 @pytest.mark.parametrize("experiment", config.options("experiment"))
 def test_every_experiment_composes(experiment):
     assert all(run.label for run in jobs(experiment))
+
+
+def test_a_part_of_an_experiment_that_is_a_sweep_needs_no_flag():
+    config.check(["experiment=methods", "method=akh,random"])
+    with pytest.raises(UserError, match="add -m"):
+        config.check(["experiment=metav_regression", "seed=0,1"])
