@@ -216,19 +216,18 @@ def test_the_discriminator_learns_from_fakes_only_in_the_corrected_order():
     assert (gradients("corrected") - reals).norm() > 0.1 * reals.norm()
 
 
-def misled(setting, method):
-    """Share of the training images on whose fakes the source changes its answer."""
+def error(setting, method):
+    """Mean cross-entropy of the source on fakes of the training images, at its answers to the images themselves."""
     source, x = setting.source, setting.train.pixels()
     clean = ops.predict(source, x).argmax(1)
     fakes = method.perturb(method._train(setting, clean), x)
-    return (ops.predict(source, fakes).argmax(1) != clean).float().mean().item()
+    return F.cross_entropy(ops.predict(source, fakes), clean).item()
 
 
 @pytest.mark.parametrize("options", [{}, {"order": "released"}, {"loss": "log"}, {"differentiable": True}], ids=str)
 def test_the_generator_learns_to_mislead_the_source(setting, options):
     method = replace(METHOD, **options)
-    assert misled(setting(), method) > 0.2
-    assert misled(setting(), replace(method, misclassification=0.0)) < 0.05
+    assert error(setting(), method) > 2 * error(setting(), replace(method, misclassification=0.0))
 
 
 def test_descend_takes_all_gradients_before_any_step():
