@@ -1,6 +1,6 @@
 """FreqGAN: the owner's training images, moved by a frequency-aware GAN to where the source errs.
 
-Paper: Liu, Zhong, "frequency-aware GAN", IJCAI 2025.
+Paper: Liu, Zhong, IJCAI 2025 (exact title unknown here); its code is called Frequency-Fingerprinting.
 Claim: a generator that looks at wavelet bands learns small perturbations which make the source answer otherwise, and
 a discriminator that sees pixels and spectrum keeps them natural; a stolen model errs on these images as the source
 does, an independent one does not.
