@@ -27,7 +27,7 @@ def test_knockoff_is_theft(demo):
 def test_every_network_learnt(demo):
     _, models = demo
     trained = models[models.index.str.contains("source|scratch|distill")]
-    assert trained.accuracy.min() > 0.80 and trained.accuracy.median() > 0.95
+    assert trained.accuracy.min() > 0.75 and trained.accuracy.median() > 0.93
 
 
 def test_ipguard_finds_the_fine_tuned_and_misses_the_distilled(demo):
