@@ -89,7 +89,7 @@ def aruc_panels(frames: Mapping[str, Sequence[DataFrame]], caption: str = "") ->
         for i, (method, runs) in enumerate(frames.items()):
             axes = grid.flat[i]
             _draw_curves(axes, runs, colour(method))
-            axes.set_title(f"{method}\n{_aruc_text(runs)}", fontsize=9)
+            axes.set_title(f"{_folded(method)}\n{_aruc_text(runs)}", fontsize=9)
             if i % columns == 0:
                 axes.set_ylabel("share of models")
             if i + columns >= len(frames):  # the lowest of its column
@@ -107,11 +107,12 @@ def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "") -> 
     means: one row per method, in the order of the bars; seeds: one row per run. Both have the columns method, aruc,
     auc, in [0, 1]; means also aruc_low, aruc_high, auc_low, auc_high; any may be missing.
     """
-    with _figure(7.2, 0.45 * len(means) + 0.9, caption) as figure:
+    legend = "Bars: means; lines: 95 % intervals; dots: seeds."
+    with _figure(7.2, 0.45 * len(means) + 0.9, f"{caption}. {legend}" if caption else legend) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, metric in ((left, "aruc"), (right, "auc")):
             _draw_bars(axes, means, seeds, metric)
-            axes.set_xlabel(f"{metric.upper()} (bar: mean, line: 95 % interval, dots: seeds)", fontsize=8)
+            axes.set_xlabel(metric.upper())
     return figure
 
 
@@ -197,10 +198,15 @@ def _draw_bars(axes: Axes, means: DataFrame, seeds: DataFrame, metric: str) -> N
         axes.hlines(list(places.values()), *ends, color=ink, linewidth=linewidth)
     rows = [places[method] + 0.18 for method in seeds["method"]]  # below the line, not on it
     axes.scatter(seeds[metric], rows, s=11, facecolor="white", edgecolor=INK, linewidth=0.8, zorder=3, clip_on=False)
-    axes.set_yticks(list(places.values()), list(places))
+    axes.set_yticks(list(places.values()), [_folded(method) for method in places])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, 1), ylim=(len(places) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
+
+
+def _folded(label: str) -> str:
+    """Return a label in lines short enough to stand above a panel or beside a bar."""
+    return "\n".join(textwrap.wrap(label, 26))
 
 
 def _aruc_text(runs: Sequence[DataFrame]) -> str:
