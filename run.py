@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from fingerbench import config
 from fingerbench.errors import BuildError, UserError, writing
+from fingerbench.evaluate import sweep
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -40,9 +41,11 @@ def main() -> None:
         with writing(Path("runs"), "hydra.run.dir"):
             job()
     except UserError as error:
+        sweep.finish()
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
     except BuildError as error:
+        sweep.finish()
         sys.stderr.write(f"failed; everything finished is kept. A worker says:\n{error}\n")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -71,7 +71,10 @@ def build(node: DictConfig) -> Any:
     """
     from hydra.utils import instantiate
 
-    plain = OmegaConf.to_container(node, resolve=True)
+    try:
+        plain = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{_first_line(error)}; does conf/data name that constant?") from None
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UserError(f"expected a config node with a _target_, got {plain!r}")
     arguments = {key: value for key, value in plain.items() if key not in RESERVED}

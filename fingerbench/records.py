@@ -29,9 +29,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
-    def pixels(self) -> Tensor:
-        """Return every image as float32 (n, c, h, w) in [0, 1], the range that models take."""
-        return ops.pixels(self.x)
+    def pixels(self, rows: Tensor | None = None) -> Tensor:
+        """Return every image, or those at `rows`, as float32 (n, c, h, w) in [0, 1], the range that models take."""
+        return ops.pixels(self.x if rows is None else self.x[rows.to(self.x.device)])
 
     def to(self, device: torch.device | str) -> Images:
         """Return the same images on `device`."""
@@ -127,7 +127,7 @@ class Setting:
     train: Images  # the owner's training images
     heldout: Images  # labelled images of the owner that no model was trained on
     positives: tuple[nn.Module, ...]  # surrogates derived from the source, which is the first
-    negatives: tuple[nn.Module, ...]  # surrogates trained without it; copies of one stand together
+    negatives: tuple[nn.Module, ...]  # surrogates trained without it; copies of a model follow it
     gan: Gan | None
     task: Task
     budget: int  # number of queries asked for

@@ -62,6 +62,7 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
     Where Linux does not let a process forget its earlier peak, the peak since it started.
     """
     if device.type == "cuda":
+        torch.cuda.init()  # else PyTorch does not know a device with a number yet
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device) / 2**20
         return

@@ -12,7 +12,8 @@ Where paper and released code differ, or the code errs:
   the paper, minimised as printed, would keep the answer, against what its text says.
 - Hinge losses (code), not the paper's log losses; `loss`.
 - The generator makes a bounded perturbation (paper; in the code that line is commented out), and tanh bounds it; in
-  the code it makes the image itself, which an unbounded reward for errors drives off the image; `output`.
+  the code it makes the image itself (here bounded by tanh, too), which an unbounded reward for errors drives off the
+  image; `output`.
 - The discriminator takes its step first, on fakes that are constants. In the code the gradient of the generator's loss
   is added to the discriminator's before its step, and cancels all it could learn from fakes; `order`.
 - The source is always in eval mode. In the code it samples in train mode, where an error may be dropout's.
@@ -88,7 +89,8 @@ class FreqGAN:
         for epoch in range(self.epochs):
             shuffled = torch.randperm(len(clean), generator=setting.generator)
             for rows in shuffled.tensor_split(batches):
-                self._step(pair, setting.source, _pixels(setting, rows), clean[rows.to(clean.device)])
+                real = setting.train.pixels(rows).to(setting.device)
+                self._step(pair, setting.source, real, clean[rows.to(clean.device)])
             if not all(bool(weight.isfinite().all()) for weight in pair.generator.parameters()):
                 raise UserError(f"freqgan: the training diverged in epoch {epoch + 1}; lower method.lr, {self.lr:g}")
         return pair.generator.eval().requires_grad_(False)
@@ -146,7 +148,7 @@ class FreqGAN:
         yields = Counter(tried=0, misclassified=0, screened=0)
         kept: list[Tensor] = []
         for rows in torch.randperm(len(clean), generator=setting.generator).split(self.batch):
-            fake = self.perturb(generator, _pixels(setting, rows))
+            fake = self.perturb(generator, setting.train.pixels(rows).to(setting.device))
             answers = ops.predict(setting.source, fake).argmax(1)
             passed = changed = answers != clean[rows.to(clean.device)]
             if self.true_label:
@@ -189,8 +191,3 @@ def descend(*updates: tuple[torch.optim.Optimizer, Tensor]) -> None:
             weight.grad = gradient
     for optimizer, _ in updates:
         optimizer.step()
-
-
-def _pixels(setting: Setting, rows: Tensor) -> Tensor:
-    """Return those training images as float32 in [0, 1], on the device."""
-    return (setting.train.x[rows].float() / 255).to(setting.device)

@@ -96,7 +96,7 @@ class IPGuard:
 
 def start_points(setting: Setting, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return pixels, true classes and least likely classes of those `chosen` training images classified correctly."""
-    x = (setting.train.x[chosen].float() / 255).to(setting.device)
+    x = setting.train.pixels(chosen).to(setting.device)
     true = setting.train.y[chosen].to(setting.device)
     logits = ops.predict(setting.source, x)
     correct = logits.argmax(1) == true

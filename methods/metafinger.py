@@ -14,7 +14,8 @@ Deviations from the released code:
     - Models see the images as they are. There, a normalisation is wrapped around each; here it would be inside.
     - The mirror image is among the transforms only where the models are trained with mirrored images (`flip`).
 Not published, and chosen here: how surrogates are split where they are given (in their order, so that copies of one
-model, which stand together, do not validate each other); shear and translation go either way, as in NaturalFinger's
+model, which follow it, do not validate each other; of the shared ones, the negatives that validate are students of the
+first that trains); shear and translation go either way, as in NaturalFinger's
 code by the same authors; filters mirror the image at its border.
 """
 
@@ -131,11 +132,12 @@ class MetaFinger:
     def _starts(self, setting: Setting) -> Iterator[Tensor]:
         """Yield `max_restarts` times `images` training images in [0, 1], in a random order and then in another."""
         order = torch.empty(0, dtype=torch.int64)
+        n = min(self.images, len(setting.train))
         for _ in range(self.max_restarts):
-            if len(order) < self.images:
-                order = torch.randperm(len(setting.train), generator=setting.generator)
-            chosen, order = order[: self.images], order[self.images :]
-            yield (setting.train.x[chosen].float() / 255).to(setting.device)
+            if len(order) < n:
+                order = torch.cat([order, torch.randperm(len(setting.train), generator=setting.generator)])
+            chosen, order = order[:n], order[n:]
+            yield setting.train.pixels(chosen).to(setting.device)
 
     def _optimise(self, start: Tensor, train: Pool, validation: Pool, setting: Setting) -> Tensor:
         """Return the images (n, c, h, w) of that epoch after the warm-up in which validation negatives agree least."""

@@ -108,7 +108,7 @@ class MetaV:
             return START_STD * torch.randn(shape, generator=setting.generator)
         order = torch.randperm(len(setting.train), generator=setting.generator)
         chosen = order[torch.arange(setting.budget) % len(order)]
-        x = ops.pixels(setting.train.x[chosen.to(setting.train.x.device)]).clamp(EDGE, 1 - EDGE)
+        x = setting.train.pixels(chosen).clamp(EDGE, 1 - EDGE)
         return torch.atanh(2 * x - 1)
 
     def _verifier(self, setting: Setting) -> dict[str, Tensor]:
@@ -136,13 +136,6 @@ class MetaV:
         return Fingerprint(queries.cpu(), {name: tensor.cpu() for name, tensor in state.items()}, yields)
 
     def _check(self, setting: Setting) -> None:
-        for name, known in (
-            ("features", ("answers", "logits")),
-            ("activation", ("relu", "none")),
-            ("init", ("grey", "train_images")),
-        ):
-            value = getattr(self, name)
-            require(value in known, f"method.{name}", " or ".join(known), value)
         for name in ("hidden", "iterations"):
             require(getattr(self, name) > 0, f"method.{name}", "1 or more", getattr(self, name))
         if self.features == "logits" and not setting.task.labelled:

@@ -31,7 +31,7 @@ class RandomImages:
         Yields: tried and accepted, which are the same, as every image drawn is a query.
         """
         order = torch.randperm(len(setting.heldout), generator=setting.generator)
-        queries = setting.heldout.x.cpu()[order[: setting.budget]].float() / 255
+        queries = setting.heldout.pixels(order[: setting.budget]).cpu()
         labels = ops.predict(setting.source, queries.to(setting.device)).argmax(1)
         short = len(queries) < setting.budget
         note = f"{len(queries)} of {setting.budget} queries: there are no more held-out images"

@@ -13,6 +13,7 @@ from fingerbench import ops
 from fingerbench.errors import UserError
 from fingerbench.gans.freqgan import Discriminator, Logistic, Profile, WaveletUNet, build, haar
 from fingerbench.records import Images, Setting
+from fingerbench.task import Classification
 from methods.freqgan import FreqGAN, Pair, descend
 
 METHOD = FreqGAN(epochs=12, batch=16, lr=2e-3, epsilon=0.3, misclassification=10.0, width=0.125)
@@ -45,7 +46,9 @@ def setting():
 
     def make(budget=8, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        return Setting(source, Images(x, y), Images(x, y), (), (), None, 4, budget, torch.device("cpu"), generator)
+        return Setting(
+            source, Images(x, y), Images(x, y), (), (), None, Classification(4), budget, torch.device("cpu"), generator
+        )
 
     return make
 

@@ -175,6 +175,13 @@ def test_a_sweep_and_its_report(built, tmp_path):
             assert (folder / name).stat().st_size > 100
 
 
+def test_a_failed_run_of_a_sweep_costs_the_others_nothing(built, tmp_path):
+    words = [*TINY, f"store={built[0]}", f"hydra.sweep.dir={tmp_path}", FAMILIES, "method=random"]
+    output = finish(start(["run.py"], "-m", *words, "queries=-1,5"), 2)
+    assert output.rstrip().endswith("error: queries: expected a whole number from 1; got -1")
+    assert pd.read_csv(tmp_path / "report" / "comparison.csv")["queries"].tolist() == [5]
+
+
 def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
     words = [*TINY, f"store={built[0]}", f"hydra.sweep.dir={tmp_path}", FAMILIES, "method=random"]
     finish(start(["run.py"], "-m", *words, "label='${queries} queries'", "queries=5,10"))

@@ -9,7 +9,7 @@ import torch
 from conftest import run
 from torch.nn import functional as F
 
-from fingerbench import ops
+from fingerbench import config, ops
 from fingerbench.data import SPLITS, check, digest
 from fingerbench.data.diabetes import PATIENTS, Diabetes
 from fingerbench.errors import UserError
@@ -157,7 +157,11 @@ def test_a_regression_runs_from_end_to_end(tmp_path):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["method=ipguard"], "method=ipguard: expected a data set with classes, or a method with access to outputs"),
+        *(
+            ([f"method={name}"], f"method={name}: expected a data set with classes, or a method with access to outputs")
+            for name in config.options("method")
+            if name != "metav"
+        ),
         (["attack=adversarial"], "attack=adversarial: expected a data set with classes, or attack="),
         (["attack=knockoff"], "attack=knockoff: expected a data set with classes, or attack="),
         (["zoo.source=resnet18"], "resnet18: expected 3 channels of 16x16 or more"),

@@ -98,8 +98,8 @@ def fid(features: Penultimate, gan: Gan, real: Images, generator: torch.Generato
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=features, normalize=True).to(real.x.device)
-    for x, y in zip(real.x.split(BATCH), real.y.split(BATCH), strict=True):
-        metric.update(x.float() / 255, real=True)
+    for x, y in zip(real.pixels().split(BATCH), real.y.split(BATCH), strict=True):
+        metric.update(x, real=True)
         metric.update(_images(gan, y, real.x.device, generator), real=False)
     return float(metric.compute())
 

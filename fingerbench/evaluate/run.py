@@ -141,7 +141,7 @@ def describe(bench: Bench, seconds: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def cost(bench: Bench) -> dict[str, float]:
+def cost(bench: Bench) -> dict[str, float | None]:
     """Return what the fingerprint cost its owner and asks of a suspect.
 
     Keys: seconds of extraction; preparation_seconds of training the surrogates and the GAN that it needs; peak_mib of
@@ -153,7 +153,7 @@ def cost(bench: Bench) -> dict[str, float]:
     return {
         "seconds": facts["seconds"],
         "preparation_seconds": sum(bench.store.facts(s)["seconds"] for s in prepared),
-        **{name: facts[name] for name in ("peak_mib", "surrogates", "queries")},
+        **{name: facts.get(name) for name in ("peak_mib", "surrogates", "queries")},  # older stores lack some,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -15,23 +15,37 @@ log = logging.getLogger(__name__)
 
 
 class Report(Callback):
-    """Hydra calls this after the last job of `python run.py -m`, whichever launcher ran the jobs."""
+    """What Hydra calls around the jobs of `python run.py -m`, whichever launcher runs them."""
+
+    running: ClassVar[Path | None] = None
+    """The folder of a sweep without its comparison. Hydra does not call the end of one in which a job failed."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Note the folder of the sweep."""
+        Report.running = Path(config.hydra.sweep.dir)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write the comparison of the sweep's runs into its folder REPORT and print the tables."""
-        from rich.console import Console
+        """Compare the runs."""
+        finish()
 
-        from fingerbench.evaluate import report, tables
 
-        folder = Path(config.hydra.sweep.dir)
-        try:
-            done = report.report([folder], folder / "report")
-        except UserError as error:  # such as a sweep over data sets, which no one table can hold
-            log.warning("no comparison of the whole sweep: %s", error)
-            return
-        console = Console(width=None if Console().is_terminal else 120)
-        for table in tables.comparison_tables(done.table):
-            console.print(tables.terminal(table))
-        for note in done.notes:
-            log.info("%s", note)
-        log.info("comparison: %s", folder / "report")
+def finish() -> None:
+    """Write the comparison of the runs of the sweep, if there is one, into its folder `report`; print the tables."""
+    folder, Report.running = Report.running, None
+    if folder is None:
+        return
+    from rich.console import Console
+
+    from fingerbench.evaluate import report, tables
+
+    try:
+        done = report.report([folder], folder / "report")
+    except UserError as error:  # such as a sweep over data sets, which no one table can hold
+        log.warning("no comparison of the whole sweep: %s", error)
+        return
+    console = Console(width=None if Console().is_terminal else 120)
+    for table in tables.comparison_tables(done.table):
+        console.print(tables.terminal(table))
+    for note in done.notes:
+        log.info("%s", note)
+    log.info("comparison: %s", folder / "report")

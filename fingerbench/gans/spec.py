@@ -56,7 +56,7 @@ class GanSpec(Spec):
     @property
     def label(self) -> str:
         """The kind of GAN."""
-        return type(self.design).__name__.lower()
+        return type(self.design).__module__.rpartition(".")[2]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train it."""

@@ -49,7 +49,7 @@ class Training:
 
     A subclass adds `build`, and changes the losses where its paper does; these here are the plain ones. Both may draw
     from `generator`, on the CPU, and may use the gradients of either network, but only those of the one whose turn it
-    is are followed. Defaults: those of StudioGAN for CIFAR-10.
+    is are followed. Defaults: those of StudioGAN for CIFAR-10; the epsilon of Adam is PyTorch's.
     """
 
     conditional: ClassVar[bool] = True  # whether the labels matter
@@ -140,15 +140,19 @@ def train(
         if average is not g:
             _follow(average, g, training.ema_decay if step >= training.ema_start else 0.0)
         if checkpoint and time.monotonic() - written >= CHECKPOINT_S:
+            _require_finite(gan, training)
             _write(checkpoint, state, generator, step + 1)
             written = time.monotonic()
-    if not all(bool(weight.isfinite().all()) for net in (g, d) for weight in net.parameters()):
-        raise UserError(
-            f"the training of the GAN diverged within {training.steps} steps; lower gan.lr, {training.lr:g}"
-        )
+    _require_finite(gan, training)
     if average is not g:
         _settle(average, latents)
     return freeze(replace(gan, generator=average))
+
+
+def _require_finite(gan: Gan, training: Training) -> None:
+    weights = (weight for net in (gan.generator, gan.discriminator) for weight in net.parameters())
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise UserError(f"the training of the GAN diverged; lower gan.lr, {training.lr:g}")
 
 
 def freeze(gan: Gan) -> Gan:
@@ -171,7 +175,7 @@ class _Reals:
         if not len(self.left):
             self.left = torch.randperm(len(self.images), generator=self.generator)
         rows, self.left = self.left[: self.training.batch], self.left[self.training.batch :]
-        x = self.images.x[rows].float() / 127.5 - 1
+        x = 2 * self.images.pixels(rows) - 1
         if self.training.flip:
             mirrored = torch.rand(len(rows), 1, 1, 1, generator=self.generator) < 0.5
             x = torch.where(mirrored.to(x.device), x.flip(-1), x)
