@@ -99,7 +99,11 @@ def test_a_killed_build_goes_on_and_two_at_once_do_no_harm(built, tmp_path):
 def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
     store = tmp_path / "store"
     settings = [*TINY, f"store={store}", f"hydra.run.dir={tmp_path / 'run'}", "method=random", FAMILIES]
-    process = start(["run.py"], *settings, start_new_session=True)
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests started in the background inherit that it is ignored
+
+    process = start(["run.py"], *settings, start_new_session=True, preexec_fn=heed)
     await_a_model(store)
     os.killpg(process.pid, signal.SIGINT)
     assert "goes on where it was" in finish(process, 130)
