@@ -169,6 +169,21 @@ def test_margins_refuse_two_mirrors_of_one():
         metrics.margins(frame([*ROWS, ("again", "prune", False, "prune/0.1", 0.2)]))
 
 
+def test_abp_of_the_printed_rows():
+    assert metrics.abp([1.0] * 6) == pytest.approx(3 * 3**0.5 / 2)
+    assert metrics.abp([0.98, 0.89, 0.68, 1.00, 1.00, 1.00]) == pytest.approx(2.22, abs=0.005)  # CIFAR-10
+    assert metrics.abp([0.68, 0.52, 0.12, 1.00, 0.94, 1.00]) == pytest.approx(1.34, abs=0.005)  # GTSRB
+    with pytest.raises(ValueError, match="six"):
+        metrics.abp([1.0] * 5)
+
+
+def test_abp_of_a_whole_run():
+    rows = [(f"{f}/{i}", f, True, None, s) for f in metrics.AXES for i, s in enumerate((0.9, 0.1))]
+    found = metrics.summary(frame([*rows, ("scratch/a", "scratch", False, None, 0.5)]))
+    assert found["abp"] == pytest.approx(metrics.abp([0.5] * 6))
+    assert metrics.summary(frame(rows[2:]))["abp"] is None
+
+
 def test_summary():
     found = metrics.summary(frame(ROWS))
     positive, negative = [1.0, 0.9, 0.3, 0.8], [0.4, 0.2, 0.1]
