@@ -37,7 +37,7 @@ from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.errors import UserError
 from fingerbench.gans import freqgan as networks
-from fingerbench.gans.train import Hinge
+from fingerbench.gans.train import Hinge, descend
 from fingerbench.records import AdversarialLoss, Fingerprint, Setting
 
 LOSSES: dict[str, AdversarialLoss] = {"hinge": Hinge(), "log": networks.Logistic()}
@@ -180,14 +180,3 @@ class Pair:
     discriminator: nn.Module
     adam_g: torch.optim.Optimizer
     adam_d: torch.optim.Optimizer
-
-
-def descend(*updates: tuple[torch.optim.Optimizer, Tensor]) -> None:
-    """Compute the gradients of each loss in the weights of its optimizer, and only then take all the steps."""
-    for optimizer, loss in updates:
-        weights: list[nn.Parameter] = [w for group in optimizer.param_groups for w in group["params"]]
-        gradients = torch.autograd.grad(loss, weights, retain_graph=len(updates) > 1)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
-    for optimizer, _ in updates:
-        optimizer.step()

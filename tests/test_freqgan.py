@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from fingerbench import ops
 from fingerbench.errors import UserError
 from fingerbench.gans.freqgan import Discriminator, Logistic, Profile, WaveletUNet, build, haar
+from fingerbench.gans.train import descend
 from fingerbench.records import Images, Setting
 from fingerbench.task import Classification
-from methods.freqgan import FreqGAN, Pair, descend
+from methods.freqgan import FreqGAN, Pair
 
 METHOD = FreqGAN(epochs=12, batch=16, lr=2e-3, epsilon=0.3, misclassification=10.0, width=0.125)
 

@@ -204,6 +204,10 @@ def test_logan_moves_latents_by_the_natural_gradient_and_learns_through_the_move
     torch.testing.assert_close(cost, move.square().sum())
     loss = design.generator_loss(gan, latents, fresh())
     torch.testing.assert_close(loss, -(2 * moved.x * weight.flatten()).sum(1).mean() + 0.1 * cost)
+    real = Batch(plain(6, 2, 5).x[:, :, None, None], plain().labels)
+    d_real, d_fake = real.x[:, :, 0, 0] @ weight.flatten(), 2 * moved.x @ weight.flatten()
+    hinge = torch.relu(1 - d_real).mean() + torch.relu(1 + d_fake).mean()
+    torch.testing.assert_close(design.discriminator_loss(gan, real, latents, fresh()), hinge + 0.1 * cost)
     cost.backward()
     assert gan.generator.weight.grad is not None and gan.discriminator.weight.grad is not None
 
@@ -269,6 +273,22 @@ def test_consistency_by_hand():
     shifted = Icrgan(flip=False, zcr_discriminator=0.0, bcr_real=3.0, bcr_fake=0.0)
     shifted = shifted.discriminator_loss(_pixels(), *_pixel_batches(), fresh())
     torch.testing.assert_close(shifted, _shifted_by_hand())
+
+
+class Negating(Icrgan):
+    def augmented(self, x, generator):
+        return -x
+
+
+def test_consistency_of_real_and_of_fake_images_has_its_own_weight():
+    w = torch.tensor([0.3, 0.4])
+    gan = Gan(Scale(2.0), Score(w.view(1, 2, 1, 1)[0]), 2, Hinge())
+    real, latents = Batch(plain(6, 2, 5).x[:, :, None, None], plain().labels), plain()
+    r, f = real.x[:, :, 0, 0] @ w, 2 * latents.x @ w
+    hinge = torch.relu(1 - r).mean() + torch.relu(1 + f).mean()
+    design = Negating(zcr_discriminator=0.0, bcr_real=3.0, bcr_fake=5.0)
+    expected = hinge + 3 * (2 * r).square().mean() + 5 * (2 * f).square().mean()
+    torch.testing.assert_close(design.discriminator_loss(gan, real, latents, fresh()), expected)
 
 
 class Grey(torch.nn.Module):

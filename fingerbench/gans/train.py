@@ -135,8 +135,8 @@ def train(
     for step in range(began, training.steps):
         for _ in range(training.discriminator_steps):
             real = reals.draw()
-            _descend(step_d, training.discriminator_loss(gan, real, latents(), generator))
-        _descend(step_g, training.generator_loss(gan, latents(), generator))
+            descend((step_d, training.discriminator_loss(gan, real, latents(), generator)))
+        descend((step_g, training.generator_loss(gan, latents(), generator)))
         if average is not g:
             _follow(average, g, training.ema_decay if step >= training.ema_start else 0.0)
         if checkpoint and time.monotonic() - written >= CHECKPOINT_S:
@@ -188,12 +188,15 @@ class _Reals:
         self.left = state["left"]
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Take one step down `loss`; only the gradients of the optimizer's own weights are computed."""
-    weights: list[nn.Parameter] = [w for group in optimizer.param_groups for w in group["params"]]
-    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-        weight.grad = gradient
-    optimizer.step()
+def descend(*updates: tuple[torch.optim.Optimizer, Tensor]) -> None:
+    """Compute the gradients of each loss in the weights of its optimizer alone, and only then take all the steps."""
+    for optimizer, loss in updates:
+        weights: list[nn.Parameter] = [w for group in optimizer.param_groups for w in group["params"]]
+        gradients = torch.autograd.grad(loss, weights, retain_graph=len(updates) > 1)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+    for optimizer, _ in updates:
+        optimizer.step()
 
 
 @torch.no_grad()
