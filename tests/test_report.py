@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import METHODS, ROOT
 
-from fingerbench.config import options
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.report import COLUMNS, comparison, find, load, newest, read_scores, report
@@ -287,6 +286,6 @@ def test_markdown_and_latex_escape_what_they_must():
 
 def test_the_kept_results_can_be_reported(tmp_path):
     kept = [load(folder) for folder in find([ROOT / "results"])]
-    assert {run.row["method"] for run in kept} > set(options("method"))
-    done = report([ROOT / "results" / "digits" / name for name in options("method")], tmp_path)
+    assert {run.row["method"] for run in kept} > set(METHODS)
+    done = report([ROOT / "results" / "digits" / name for name in METHODS], tmp_path)
     assert done.files[1].read_text() == (ROOT / "results" / "digits" / "comparison.md").read_text()
