@@ -155,3 +155,14 @@ def test_a_store_of_another_schema_is_recognised(store, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="schema 99"):
         store.load(Toy(1.0))
+
+
+def test_a_stored_artefact_leaves_no_checkpoint(tmp_path):
+    store = Store(tmp_path)
+    file = store.checkpoint(Toy(1.0))
+    file.parent.mkdir()
+    file.write_bytes(b"half")
+    other = store.checkpoint(Toy(2.0))
+    other.write_bytes(b"half")
+    store.save(Toy(1.0), TENSORS, {})
+    assert not file.exists() and other.exists()
