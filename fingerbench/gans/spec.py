@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from fingerbench.records import Gan, Images
+from fingerbench.gans.train import Training
+from fingerbench.records import Gan
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.workshop import Workshop
-
-
-class Design(Protocol):
-    """A kind of GAN: a frozen dataclass whose fields are the hyperparameters of its networks and its training.
-
-    conditional: whether its networks heed the labels.
-    """
-
-    @property
-    def conditional(self) -> bool: ...  # noqa: D102
-
-    def build(self, classes: int, shape: tuple[int, int, int]) -> Gan:
-        """Return the untrained networks for images of `shape` (c, h, w)."""
-        ...
-
-    def train(
-        self,
-        images: Images,
-        classes: int,
-        generator: torch.Generator,
-        device: torch.device,
-        checkpoint: Path | None = None,
-    ) -> Gan:
-        """Return the networks trained on `images`, frozen, in eval mode. `checkpoint` survives a kill."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +24,7 @@ class GanSpec(Spec):
 
     data: str  # digest of the data set
     classes: int
-    design: Design
+    design: Training
     seed: int
 
     @property
