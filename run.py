@@ -21,15 +21,26 @@ from fingerbench.evaluate import sweep
 def job(settings: DictConfig) -> None:
     """Run one job, here or on a cluster."""
     from fingerbench.bench import Bench
+    from fingerbench.evaluate.experiment import perform
     from fingerbench.evaluate.run import run
 
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        run(Bench(settings), Path(HydraConfig.get().runtime.output_dir))
+        if "experiment" in settings:
+            perform(settings, _words(), folder)
+        else:
+            run(Bench(settings), folder)
     except UserError as error:
         logging.getLogger("fingerbench").error("error: %s", error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the other jobs go on, and Hydra tells at the end
         sys.exit(error.exit_code)
+
+
+def _words() -> list[str]:
+    """Return the overrides of this job that change its configuration."""
+    given = HydraConfig.get().overrides
+    return [*given.task, *(word for word in given.hydra if word.startswith("hydra.searchpath="))]
 
 
 def main() -> None:

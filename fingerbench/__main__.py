@@ -49,8 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     verifier.add_argument("overrides", **overrides)
     verifier.set_defaults(command=_verify)
 
-    reporter = commands.add_parser("report", help="collect runs into one comparison table and figure")
-    reporter.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
+    reporter = commands.add_parser("report", help="tables and figures of runs, or of experiments, from stored scores")
+    reporter.add_argument("what", nargs="+", help="folders of runs; or experiment=NAME, or all, and KEY=VALUE")
+    reporter.add_argument("--partial", action="store_true", help="of an experiment: draw what is there, marked")
     reporter.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     reporter.set_defaults(command=_report)
     return parser
@@ -98,7 +99,7 @@ def _show(parsed: argparse.Namespace) -> None:
 
 def _verify(parsed: argparse.Namespace) -> None:
     from fingerbench.bench import open as open_bench
-    from fingerbench.worker import family
+    from fingerbench.store import family
 
     bench = open_bench(*parsed.overrides)
     stored = [spec for spec in family(bench.plan()).values() if bench.store.has(spec)]
@@ -107,15 +108,31 @@ def _verify(parsed: argparse.Namespace) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
+    if parsed.what[0] == "all" or any("=" in word for word in parsed.what):
+        _report_experiments(parsed)
+        return
     from rich.console import Console
 
     from fingerbench.evaluate import report, tables
 
-    done = report.report(parsed.runs, parsed.out)
+    done = report.report([Path(word) for word in parsed.what], parsed.out)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in tables.comparison_tables(done.table):
         console.print(tables.terminal(table))
     _out("\n".join([*done.notes, f"tables and figures: {parsed.out}"]))
+
+
+def _report_experiments(parsed: argparse.Namespace) -> None:
+    from fingerbench import config
+    from fingerbench.evaluate import experiment
+
+    words = [word for word in parsed.what if word != "all"]
+    names = config.options("experiment") if parsed.what[0] == "all" else [experiment.chosen(words)]
+    for name in names:
+        drawn = experiment.read(name, words, partial=parsed.partial)
+        experiment.write(drawn, parsed.out / name)
+        experiment.show(drawn)
+    _out(f"tables and figures: {parsed.out}")
 
 
 def _out(text: str) -> None:

@@ -48,7 +48,7 @@ def check(arguments: Sequence[str]) -> None:
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
         whole = hydra_compose("config", overrides=fixed, return_hydra_config=True)
-        many = whole.hydra.mode == RunMode.MULTIRUN or {"-m", "--multirun"} & set(flags)  # an experiment may be a sweep
+        many = whole.hydra.mode == RunMode.MULTIRUN or {"-m", "--multirun"} & set(flags)
         if swept and not many:
             key, _, values = (swept[0].input_line or "").partition("=")
             raise UserError(f"{key}={values} is a sweep: add -m for one run each, or write {key}=[{values}] for a list")
@@ -112,6 +112,9 @@ def _check_fields(built: Any) -> None:
 
 @contextmanager
 def _hydra() -> Iterator[Any]:
+    if GlobalHydra.instance().is_initialized():  # inside a job of run.py, whose Hydra reads the same files
+        yield GlobalHydra.instance().hydra
+        return
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield GlobalHydra.instance().hydra
 

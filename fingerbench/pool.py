@@ -1,14 +1,16 @@
 """Building in parallel: one process per worker, each told what to make next, none waiting on another's list.
 
-A worker is `python -m fingerbench.worker`: it hears keys on its standard input and answers on its standard output. It
+A worker is `python -m fingerbench.worker`: it hears specs on its standard input and answers on its standard output. It
 ends when its input does, so no worker outlives the process that started it, however that one ends.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -120,12 +122,14 @@ class Pool:
             return None
 
     def _ready(self) -> Spec | None:
-        unfinished = self._todo.keys() | self._running.keys()
         now = time.monotonic()
         for key, spec in self._todo.items():
-            if self._retry.get(key, 0) <= now and not any(need.key in unfinished for need in spec.needs()):
+            if self._retry.get(key, 0) <= now and not any(map(self._unfinished, spec.needs())):
                 return spec
         return None
+
+    def _unfinished(self, spec: Spec) -> bool:
+        return spec.key in self._todo or spec.key in self._running
 
     def _start(self) -> subprocess.Popen[str]:
         threads = str(self.settings["threads"])
@@ -141,7 +145,8 @@ class Pool:
         return worker
 
     def _ask(self, worker: subprocess.Popen[str], spec: Spec) -> dict[str, Any]:
-        _say(worker, spec.key)
+        # Pickled, since a spec may hold a user's own method or attack; it goes no further than to our own child.
+        _say(worker, base64.b64encode(pickle.dumps(spec)).decode())
         assert worker.stdout is not None
         line = worker.stdout.readline()
         if not line:

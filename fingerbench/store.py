@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
@@ -75,6 +75,18 @@ class Spec:
     def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make the artefact: its tensors, and plain facts for the record."""
         raise NotImplementedError
+
+
+def family(specs: Iterable[Spec]) -> dict[str, Spec]:
+    """Return `specs` and everything they need, by key."""
+    known: dict[str, Spec] = {}
+    todo = list(specs)
+    while todo:
+        spec = todo.pop()
+        if spec.key not in known:
+            known[spec.key] = spec
+            todo += spec.needs()
+    return known
 
 
 def _fields(value: Any) -> dict[str, Any]:

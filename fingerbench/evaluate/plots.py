@@ -12,6 +12,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,27 @@ COLOURS = {
 }
 OTHER_COLOURS = ("#332288", "#117733", "#882255", "#999933", "#661100", "#44aa99", "#aa4466", "#6699cc")
 INK = "#333333"
+MARKERS = "os^Dv<>P"
+Limits = tuple[float, float] | None
 ROBUSTNESS: Any = {"linewidth": 1.8}
 UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
 AREA: Any = {"linewidth": 0, "alpha": 0.25}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows: series by name, a method as a rule, each with a value for every x.
+
+    x: numbers, or texts; series: name -> values (x,), NaN where there is none; low, high: ends of their intervals,
+    for those series that have some; across: a horizontal line at each of these values, by what it is.
+    """
+
+    x: Sequence[float] | Sequence[str]
+    series: Mapping[str, Sequence[float]]
+    low: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    high: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    xlabel: str = ""
+    across: Mapping[str, float] = field(default_factory=dict)
 
 
 def colour(method: str) -> str:
@@ -114,6 +133,46 @@ def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "") -> 
             _draw_bars(axes, means, seeds, metric)
             axes.set_xlabel(metric.upper())
     return figure
+
+
+def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, limits: Limits = (0, 1)) -> Figure:
+    """Draw one panel of lines for each title, side by side: a line a method, with its interval as a band.
+
+    The x values of a panel are numbers, or texts at equal distances. limits: of y in all panels; None: as the data.
+    """
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with _figure(max(5.2, 3.3 * columns), 2.7 * rows + 0.4, caption) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
+            _draw_lines(axes, panel)
+            axes.set(title=title, xlabel=panel.xlabel, ylim=limits)
+        for row in grid:
+            row[0].set_ylabel(ylabel)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        _series_legend(figure, [name for panel in panels.values() for name in panel.series])
+    return figure
+
+
+def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, limits: Limits = None) -> Figure:
+    """Draw one panel of grouped bars for each title, one below the other: a group an x, a bar a method in it.
+
+    Thin lines are intervals. limits: of y in all panels; None: as the data.
+    """
+    most = max(len(panel.x) * max(len(panel.series), 1) for panel in panels.values())
+    with _figure(min(10.0, max(5.2, 0.17 * most + 1.5)), 2.6 * len(panels) + 0.6, caption) as figure:
+        grid = figure.subplots(len(panels), 1, squeeze=False)
+        for axes, (title, panel) in zip(grid.flat, panels.items(), strict=True):
+            _draw_groups(axes, panel)
+            axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, ylim=limits)
+        _series_legend(figure, [name for panel in panels.values() for name in panel.series])
+    return figure
+
+
+def stamp(figure: Figure, text: str) -> None:
+    """Write `text` across the top of a finished figure, so that nobody takes it for more than it is."""
+    figure.suptitle(text, color="#b00020", fontsize=9)
 
 
 def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: int = 10, caption: str = "") -> Figure:
@@ -188,6 +247,44 @@ def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
     axes.plot(t, robustness, drawstyle="steps-pre", color=shade, **ROBUSTNESS)
     axes.plot(t, uniqueness, drawstyle="steps-pre", color=INK, **UNIQUENESS)
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
+
+
+def _draw_lines(axes: Axes, panel: Panel) -> None:
+    texts = any(isinstance(x, str) for x in panel.x)
+    places = np.arange(len(panel.x)) if texts else np.asarray(panel.x, dtype=float)
+    for number, (name, values) in enumerate(panel.series.items()):
+        if name in panel.low:
+            axes.fill_between(places, panel.low[name], panel.high[name], color=colour(name), alpha=0.15, linewidth=0)
+        axes.plot(places, values, color=colour(name), marker=MARKERS[number % len(MARKERS)], markersize=4)
+    for value in panel.across.values():
+        axes.axhline(value, color=INK, linewidth=0.8, dashes=(3, 2))
+    axes.set_xticks(places, [str(x) for x in panel.x] if texts else [f"{x:g}" for x in places], fontsize=8)
+
+
+def _draw_groups(axes: Axes, panel: Panel) -> None:
+    width = 0.8 / max(len(panel.series), 1)
+    for number, (name, values) in enumerate(panel.series.items()):
+        places = np.arange(len(panel.x)) - 0.4 + width * (number + 0.5)
+        axes.bar(places, values, 0.92 * width, color=colour(name))
+        if name in panel.low:
+            axes.vlines(places, panel.low[name], panel.high[name], color=INK, linewidth=0.8)
+    turned = max(len(str(x)) for x in panel.x) * len(panel.x) > 60
+    labels: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axes.set_xticks(np.arange(len(panel.x)), [str(x) for x in panel.x], fontsize=8, **labels)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.grid(visible=False, axis="x")
+
+
+def _series_legend(figure: Figure, names: Sequence[str]) -> None:
+    """Put a legend of the series above the axes, each name once."""
+    from matplotlib.lines import Line2D
+
+    unique = list(dict.fromkeys(names))
+    handles = [
+        Line2D([], [], color=colour(name), marker=MARKERS[i % len(MARKERS)], markersize=5, label=name)
+        for i, name in enumerate(unique)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=8)
 
 
 def _draw_bars(axes: Axes, means: DataFrame, seeds: DataFrame, metric: str) -> None:

@@ -40,6 +40,11 @@ class Run:
     time: datetime.datetime
     models: str  # which models were judged: a digest of their store keys, empty if the manifest has none
 
+    @classmethod
+    def of(cls, scores: DataFrame, results: dict[str, Any]) -> Run:
+        """Return a run that has no folder: its scores, and `metrics.summary` of them with the key "cost"."""
+        return cls(Path(), scores, _row(scores, results), datetime.datetime.now(datetime.UTC), "")
+
     def identity(self) -> dict[str, str]:
         """Return what must be equal in all runs of a comparison, by name, in words."""
         first = self.scores.iloc[0]

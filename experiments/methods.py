@@ -1,0 +1,35 @@
+"""All methods on the same suspects: the headline comparison, with margins and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fingerbench.evaluate import plots, tables
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.report import comparison
+
+
+@dataclass(frozen=True)
+class Methods(Experiment):
+    """One row a method and seed, and the mean over seeds: ARUC, AUC, margins by family, costs."""
+
+    paper: ClassVar[str] = "all methods"
+    title: ClassVar[str] = "comparison on the same suspects"
+
+    def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
+        """Return three tables and the bars of ARUC and AUC."""
+        table = comparison([cell.run for cell in cells])
+        best = table.groupby("method", sort=False).tail(1)  # the mean over seeds, or the only one
+        said = caption(cells)
+        bars = plots.comparison_figure(best, table[table["seed"] != "mean"], said)
+        totals, margins, costs = tables.comparison_tables(table)
+        return [
+            Exhibit(
+                "comparison", f"{said} In brackets 95 % bootstrap intervals over suspects.", table=totals, data=table
+            ),
+            Exhibit("margins", f"Matching-rate margins, mean over each family. {said}", table=margins),
+            Exhibit("costs", f"Seconds and peak memory of the extraction. {said}", table=costs),
+            Exhibit("comparison_bars", said, figure=bars),
+        ]

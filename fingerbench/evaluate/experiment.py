@@ -1,0 +1,336 @@
+"""Experiments: what a paper's figure or table needs, cell by cell, and how it is drawn from stored scores alone.
+
+An experiment is a grid of settings, in `conf/experiment/NAME.yaml`, and a recipe, in `experiments/NAME.py`. `fill`
+makes everything that the cells of the grid need, all at once, so that no core idles between two cells; `page` reads it
+back from the store and draws; it never makes anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from fingerbench import config
+from fingerbench.bench import Bench
+from fingerbench.errors import UserError, unknown, writing
+from fingerbench.evaluate import metrics, plots, report, tables
+from fingerbench.evaluate.run import cost, describe, scores
+from fingerbench.evaluate.specs import ResponseSpec
+from fingerbench.store import Spec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One point of the grid of an experiment: its settings by key, the seed among them, and the benchmark there.
+
+    command: what to type to fill this cell alone.
+    """
+
+    settings: Mapping[str, Any]
+    command: str
+    bench: Bench
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call the row that this cell belongs to."""
+        return str(self.bench.settings.label)
+
+    @cached_property
+    def scores(self) -> DataFrame:
+        """The scores of this cell, with the columns of scores.csv, from the store."""
+        return scores(self.bench)
+
+    @cached_property
+    def run(self) -> report.Run:
+        """This cell as a run that `report.comparison` takes."""
+        results = metrics.summary(self.scores) | {"cost": cost(self.bench)}
+        return report.Run.of(self.scores, results)
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One table or one figure, with the caption that it carries.
+
+    data: the unrounded numbers behind it, for its csv file; by default the table itself.
+    """
+
+    name: str  # of its files
+    caption: str
+    table: DataFrame | None = None
+    figure: Figure | None = None
+    data: DataFrame | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """A drawn experiment: its exhibits, and the commands that would fill the cells that are missing from them."""
+
+    name: str
+    paper: str
+    title: str
+    exhibits: tuple[Exhibit, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The recipe of one figure or table: a frozen dataclass, its fields from `conf/experiment/NAME.yaml`.
+
+    grid: keys of the configuration, nested as they are there, each with the list of values that it takes; every
+    combination, with every seed, is a cell. seeds: of the method.
+    """
+
+    paper: ClassVar[str]
+    """Where the paper has it, such as "NaturalFinger, table 3"."""
+
+    title: ClassVar[str]
+    """What it shows, in a few words."""
+
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+
+    def needs(self, bench: Bench) -> list[Spec]:
+        """Return what one cell needs in the store; by default everything that the scores of its suspects need."""
+        return bench.plan()
+
+    def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
+        """Return the tables and figures of `cells`, at least one, everything they need being in the store."""
+        raise NotImplementedError
+
+
+def recipe(settings: DictConfig) -> Experiment:
+    """Return the experiment that a composed configuration has chosen."""
+    built: Experiment = config.build(settings.experiment)
+    return built
+
+
+def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
+    """Return the cells of an experiment under the overrides `words` of the command line, in the order of the grid.
+
+    Raises:
+        UserError: an override of what the experiment varies itself.
+    """
+    grid = {**dict(_leaves(experiment.grid)), "seed": list(experiment.seeds)}
+    for key in {word.partition("=")[0] for word in words} & set(grid):
+        raise UserError(f"{key}=: this experiment varies it itself; choose with {_axis(key)}=[...]")
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    benches: dict[str, Bench] = {}
+    return [Cell(point, _command(point, words), _bench(point, words, benches)) for point in points]
+
+
+def _leaves(grid: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, list[Any]]]:
+    for key, value in grid.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _axis(key: str) -> str:
+    return "experiment.seeds" if key == "seed" else f"experiment.grid.{key}"
+
+
+def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
+    choices = {_axis(key): f"[{_text(value)}]" for key, value in point.items()}
+    others = (word for word in words if word.partition("=")[0] not in choices)
+    return shlex.join(["python", "run.py", *others, *(f"{axis}={value}" for axis, value in choices.items())])
+
+
+def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Bench]) -> Bench:
+    """Return the benchmark at a point of the grid; `benches` made before lend it what is the same."""
+    varied = (f"{key}={_text(value)}" for key, value in point.items() if key != "evasion")
+    overrides = (*words, *varied)
+    key = json.dumps(overrides)
+    if key not in benches:
+        settings = config.compose(overrides)
+        alike = (bench for bench in benches.values() if bench.settings.data == settings.data)
+        lender = next(alike, None)
+        benches[key] = Bench(settings, overrides, lender.data if lender else None)
+    return benches[key].under(point["evasion"]) if "evasion" in point else benches[key]
+
+
+def _text(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def fill(experiment: Experiment, filled: Sequence[Cell]) -> None:
+    """Make whatever the cells need and the store lacks, as one plan a data set."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in filled:
+        groups.setdefault(OmegaConf.to_yaml(cell.bench.settings.data), []).append(cell)
+    for group in groups.values():
+        group[0].bench.build(_in_order(spec for cell in group for spec in experiment.needs(cell.bench)))
+
+
+def _in_order(specs: Iterable[Spec]) -> list[Spec]:
+    """Return `specs`, each once: first what takes long, then the questions, those to one suspect together.
+
+    A worker has the suspect that it asked last at hand.
+    """
+    unique = list({spec.key: spec for spec in specs}.values())
+    asked = [spec for spec in unique if isinstance(spec, ResponseSpec)]
+    return [*(s for s in unique if not isinstance(s, ResponseSpec)), *sorted(asked, key=lambda s: s.suspect.key)]
+
+
+def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: bool = False) -> Page:
+    """Draw an experiment, called `name`, from the store alone; `partial`: the cells that are there, if not all are.
+
+    Raises:
+        UserError: something is missing, and `partial` is not set, or nothing at all is there.
+    """
+    lacking = {id(cell) for cell in every if not all(map(cell.bench.store.has, experiment.needs(cell.bench)))}
+    there = [cell for cell in every if id(cell) not in lacking]
+    commands = tuple(cell.command for cell in every if id(cell) in lacking)
+    if commands and not (partial and there):
+        hint = "" if partial else ", and --partial draws what is there"
+        listed = "".join(f"\n  {command}" for command in commands)
+        raise UserError(
+            f"experiment={name}: {len(commands)} of {len(every)} cells are not in the store; run.py with the same "
+            f"words fills them{hint}. One by one:{listed}"
+        )
+    drawn = experiment.exhibits(there)
+    mark = f"Partial: {len(commands)} of {len(every)} cells are missing." if commands else ""
+    return Page(name, experiment.paper, experiment.title, tuple(_marked(exhibit, mark) for exhibit in drawn), commands)
+
+
+def _marked(exhibit: Exhibit, mark: str) -> Exhibit:
+    if mark and exhibit.figure is not None:
+        plots.stamp(exhibit.figure, mark)
+    return replace(exhibit, caption=f"{mark} {exhibit.caption}".strip())
+
+
+def read(name: str, words: Sequence[str], *, partial: bool = False) -> Page:
+    """Draw the experiment called `name` from the store alone, under further overrides `words`; see `page`."""
+    choice = f"experiment={name}"
+    every = [choice, *(word for word in words if not word.startswith("experiment="))]
+    experiment = recipe(config.compose(every))
+    return page(name, experiment, cells(experiment, every), partial=partial)
+
+
+def write(drawn: Page, out: Path) -> list[Path]:
+    """Write each table of a page as csv (unrounded), md and tex, each figure as png and pdf; return the files."""
+    files: list[Path] = []
+    with writing(out, "hydra.run.dir or --out"):
+        out.mkdir(parents=True, exist_ok=True)
+        for exhibit in drawn.exhibits:
+            files += _write_exhibit(exhibit, out)
+    return files
+
+
+def _write_exhibit(exhibit: Exhibit, out: Path) -> list[Path]:
+    files = []
+    csv, md, tex = (out / f"{exhibit.name}.{suffix}" for suffix in ("csv", "md", "tex"))
+    numbers = exhibit.table if exhibit.data is None else exhibit.data
+    if numbers is not None:
+        numbers.to_csv(csv, index=False)
+        files.append(csv)
+    if exhibit.figure is not None:
+        files += plots.save(exhibit.figure, out / exhibit.name)
+    if exhibit.table is not None:
+        md.write_text(f"{exhibit.caption}\n\n{tables.markdown(exhibit.table)}\n", encoding="utf-8")
+        tex.write_text(tables.latex(exhibit.table, exhibit.caption, f"tab:{exhibit.name}"), encoding="utf-8")
+        files += [md, tex]
+    return files
+
+
+def perform(settings: DictConfig, words: Sequence[str], folder: Path) -> Page:
+    """Fill an experiment and write its page into `folder`, with the scores of its cells and the manifest beside it."""
+    name = chosen(words)
+    experiment = recipe(settings)
+    every = cells(experiment, words)
+    fill(experiment, every)
+    drawn = page(name, experiment, every)
+    write(drawn, folder)
+    with writing(folder, "hydra.run.dir"):
+        manifest = describe(every[0].bench, {}) | {"experiment": name, "cells": [cell.command for cell in every]}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        _write_scores(experiment, every, folder / "cells.csv")
+    show(drawn)
+    log.info("tables and figures: %s", folder)
+    return drawn
+
+
+def _write_scores(experiment: Experiment, filled: Sequence[Cell], path: Path) -> None:
+    """Write the scores of all cells, each with the settings of its cell, if the experiment asks suspects at all."""
+    import pandas as pd
+
+    asking = [c for c in filled if any(isinstance(spec, ResponseSpec) for spec in experiment.needs(c.bench))]
+    if asking:
+        frames = [cell.scores.assign(**{k: _text(v) for k, v in cell.settings.items()}) for cell in asking]
+        pd.concat(frames).to_csv(path, index=False)
+
+
+def show(drawn: Page) -> None:
+    """Print the tables of a page."""
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 120)
+    for exhibit in drawn.exhibits:
+        if exhibit.table is not None:
+            console.print(tables.terminal(exhibit.table, f"{drawn.paper}: {drawn.title}", exhibit.caption))
+
+
+def chosen(words: Sequence[str]) -> str:
+    """Return the name that `experiment=NAME` gives among the overrides.
+
+    Raises:
+        UserError: there is no such experiment, or none is named.
+    """
+    names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    known = config.options("experiment")
+    if len(names) != 1 or names[0] not in known:
+        raise unknown("experiment", ", ".join(names), known)
+    return names[0]
+
+
+def caption(drawn: Sequence[Cell], *, paper: bool = False) -> str:
+    """Return what every caption of an experiment says: data set and source, profile, seeds, models and queries.
+
+    paper: numbers of the paper stand beside ours; where they cannot be compared, the caption says so.
+    """
+    bench = drawn[0].bench
+    pirated = [suspect.pirated for suspect in bench.suspects]
+    seeds = sorted({cell.bench.settings.seed for cell in drawn})
+    asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if _made(c)})
+    queries = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
+    text = (
+        f"{bench.settings.data.name}/{bench.settings.zoo.source}, profile {bench.settings.profile}, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
+        f"{sum(pirated)} positives, {len(pirated) - sum(pirated)} negatives{queries}."
+    )
+    return f"{text} {incomparable(bench)}".strip() if paper else text
+
+
+def _made(cell: Cell) -> bool:
+    return cell.bench.store.has(cell.bench.fingerprint_spec)
+
+
+def incomparable(bench: Bench) -> str:
+    """Return why numbers of this benchmark must not be compared with the paper's; empty if they may."""
+    name, profile = bench.settings.data.name, bench.settings.profile
+    if (name, profile) == ("cifar10", "paper"):
+        return ""
+    return (
+        f"The paper's numbers are of CIFAR-10 and networks of full width; ours, of {name} with profile {profile}, "
+        "cannot be compared with them."
+    )
