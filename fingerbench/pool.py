@@ -198,6 +198,8 @@ def _say(worker: subprocess.Popen[str], line: str) -> None:
 
 
 def _stock(found: Counter[str], missing: Counter[str]) -> str:
-    kinds = [kind for kind in ("gan", "model", "fingerprint", "fid", "response") if found[kind] or missing[kind]]
-    counts = (f"{found[kind]} of {found[kind] + missing[kind]} {kind}s" for kind in kinds)
+    total = found + missing
+    usual = ("gan", "model", "fingerprint", "fid", "response")
+    kinds = [*(kind for kind in usual if total[kind]), *sorted(total.keys() - set(usual))]
+    counts = (f"{found[kind]} of {total[kind]} {kind}s" for kind in kinds)
     return "found " + ", ".join(counts) + (f"; making {missing.total()}" if missing else "; nothing to make")

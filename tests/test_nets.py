@@ -1,4 +1,4 @@
-"""The 15 architectures: exact sizes, shapes at other widths, and the conventions that the zoo builds on."""
+"""The 15 architectures and the detector: exact sizes, shapes at other widths, and the conventions the zoo builds on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fingerbench.errors import UserError
-from fingerbench.nets import ARCHITECTURES, final_layer, network
+from fingerbench.nets import ARCHITECTURES, DETECTORS, final_layer, network
 
 PARAMETERS = {
     "densenet121": 1_000_618,
@@ -45,7 +45,7 @@ MMACS = [
     1129.7,
 ]
 
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_architecture = pytest.mark.parametrize("name", (*ARCHITECTURES, *DETECTORS))
 
 
 def test_the_order_is_the_papers():
@@ -68,6 +68,16 @@ def test_full_width_is_exactly_the_papers_network(name, mmacs):
     assert model(image).shape == (1, 10)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert macs / 1e6 == pytest.approx(mmacs, abs=0.06)
+
+
+def test_the_detector_has_the_papers_size_and_pools_a_4x4_map():
+    model, shapes = network("vgg9").eval(), []
+    model.features.register_forward_hook(lambda _module, _x, output: shapes.append(tuple(output.shape)))
+    assert sum(p.numel() for p in model.parameters()) == 84_746
+    assert [tuple(model(torch.rand(2, 3, size, size)).shape) for size in (32, 16)] == [(2, 10)] * 2
+    assert shapes == [(2, 128, 4, 4), (2, 128, 2, 2)]
+    weighty = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(weighty) == 9 and final_layer(model) is weighty[-1]
 
 
 @every_architecture

@@ -1,4 +1,6 @@
-"""The 15 architectures of FingerBench, as published for CIFAR and as narrow as one likes, and perceptrons for rows.
+"""The 15 architectures of FingerBench, as published for CIFAR and as narrow as one likes, and a few more.
+
+Perceptrons take rows of features; a detector tells abnormal queries from normal ones.
 
 One file a family; each is imported when first asked for, since some need torchvision, whose import takes a second.
 """
@@ -34,7 +36,8 @@ _FAMILIES = {
 
 ARCHITECTURES: tuple[str, ...] = tuple(_FAMILIES)
 PERCEPTRONS = ("mlp", "mlp_deep", "mlp_wide")
-NETWORKS = (*ARCHITECTURES, *PERCEPTRONS)
+DETECTORS = ("vgg9",)
+NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
 
 
 class Normalise(nn.Module):
@@ -91,7 +94,8 @@ def _perceptron(name: str, shape: tuple[int, int, int], outputs: int, width: flo
 def _convnet(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
     c, h, w = shape
     require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more, or one of {PERCEPTRONS}", shape)
-    model: nn.Module = getattr(import_module(f"{__name__}.{_FAMILIES[name]}"), name)(outputs, width)
+    family = _FAMILIES.get(name, name)  # a detector has a file of its own
+    model: nn.Module = getattr(import_module(f"{__name__}.{family}"), name)(outputs, width)
     return model
 
 
