@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fingerbench.errors import BuildError, UserError
-from fingerbench.progress import Progress
+from fingerbench.progress import Progress, plural
 from fingerbench.store import Spec, Store
 
 log = logging.getLogger(__name__)
@@ -193,6 +193,7 @@ def _say(worker: subprocess.Popen[str], line: str) -> None:
 
 
 def _stock(found: Counter[str], missing: Counter[str]) -> str:
-    kinds = [kind for kind in ("gan", "model", "fingerprint", "fid", "response") if found[kind] or missing[kind]]
-    counts = (f"{found[kind]} of {found[kind] + missing[kind]} {kind}s" for kind in kinds)
+    order = ("gan", "model", "fingerprint", "fid", "evasion", "response", "accuracy")
+    kinds = [kind for kind in order if found[kind] or missing[kind]]
+    counts = (f"{found[kind]} of {found[kind] + missing[kind]} {plural(kind)}" for kind in kinds)
     return "found " + ", ".join(counts) + (f"; making {missing.total()}" if missing else "; nothing to make")
