@@ -79,6 +79,19 @@ def colour(method: str) -> str:
     return COLOURS.get(method, OTHER_COLOURS[digest[0] % len(OTHER_COLOURS)])
 
 
+def palette(names: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each name in one figure, no two alike while they last: a method keeps its own everywhere.
+
+    Any other name has that of `colour`, or, where another name has it already, the next that is free.
+    """
+    chosen = {name: COLOURS[name] for name in names if name in COLOURS}
+    for name in dict.fromkeys(names):
+        first = OTHER_COLOURS.index(colour(name)) if name not in COLOURS else 0
+        free = [c for c in OTHER_COLOURS[first:] + OTHER_COLOURS[:first] if c not in chosen.values()]
+        chosen.setdefault(name, free[0] if free else colour(name))
+    return {name: chosen[name] for name in names}
+
+
 def aruc_figure(frame: DataFrame, title: str = "", caption: str = "") -> Figure:
     """Draw robustness and uniqueness against the threshold; the area that both share, shaded, is the ARUC.
 
@@ -142,16 +155,17 @@ def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, 
     """
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
+    colours = _colours(panels)
     with _figure(max(5.2, 3.3 * columns), 2.7 * rows + 0.4, caption) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
-            _draw_lines(axes, panel)
+            _draw_lines(axes, panel, colours)
             axes.set(title=title, xlabel=panel.xlabel, ylim=limits)
         for row in grid:
             row[0].set_ylabel(ylabel)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        _series_legend(figure, [name for panel in panels.values() for name in panel.series])
+        _series_legend(figure, colours)
     return figure
 
 
@@ -161,12 +175,31 @@ def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, l
     Thin lines are intervals. limits: of y in all panels; None: as the data.
     """
     most = max(len(panel.x) * max(len(panel.series), 1) for panel in panels.values())
+    colours = _colours(panels)
     with _figure(min(10.0, max(5.2, 0.17 * most + 1.5)), 2.6 * len(panels) + 0.6, caption) as figure:
         grid = figure.subplots(len(panels), 1, squeeze=False)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=True):
-            _draw_groups(axes, panel)
+            _draw_groups(axes, panel, colours)
             axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, ylim=limits)
-        _series_legend(figure, [name for panel in panels.values() for name in panel.series])
+        _series_legend(figure, colours)
+    return figure
+
+
+def radar_panels(panels: Mapping[str, Panel], caption: str = "") -> Figure:
+    """Draw one radar chart for each title: an axis an x, from 0 in the middle to 1, and a polygon a method.
+
+    x: at least three texts. Where there are six, the area of a polygon, `metrics.abp`, stands beside its name.
+    """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    colours = _colours(panels)
+    with _figure(4.2 * columns, 4.4 * rows, caption) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"projection": "polar"})
+        for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
+            _draw_radar(axes, panel, colours)
+            axes.set_title(title)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
     return figure
 
 
@@ -251,23 +284,31 @@ def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
 
 
-def _draw_lines(axes: Axes, panel: Panel) -> None:
+def _colours(panels: Mapping[str, Panel]) -> dict[str, str]:
+    return palette([name for panel in panels.values() for name in panel.series])
+
+
+def _marker(name: str, colours: Mapping[str, str]) -> str:
+    return MARKERS[list(colours).index(name) % len(MARKERS)]
+
+
+def _draw_lines(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     texts = any(isinstance(x, str) for x in panel.x)
     places = np.arange(len(panel.x)) if texts else np.asarray(panel.x, dtype=float)
-    for number, (name, values) in enumerate(panel.series.items()):
+    for name, values in panel.series.items():
         if name in panel.low:
-            axes.fill_between(places, panel.low[name], panel.high[name], color=colour(name), alpha=0.15, linewidth=0)
-        axes.plot(places, values, color=colour(name), marker=MARKERS[number % len(MARKERS)], markersize=4)
+            axes.fill_between(places, panel.low[name], panel.high[name], color=colours[name], alpha=0.15, linewidth=0)
+        axes.plot(places, values, color=colours[name], marker=_marker(name, colours), markersize=4)
     for value in panel.across.values():
         axes.axhline(value, color=INK, linewidth=0.8, dashes=(3, 2))
     axes.set_xticks(places, [str(x) for x in panel.x] if texts else [f"{x:g}" for x in places], fontsize=8)
 
 
-def _draw_groups(axes: Axes, panel: Panel) -> None:
+def _draw_groups(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     width = 0.8 / max(len(panel.series), 1)
     for number, (name, values) in enumerate(panel.series.items()):
         places = np.arange(len(panel.x)) - 0.4 + width * (number + 0.5)
-        axes.bar(places, values, 0.92 * width, color=colour(name))
+        axes.bar(places, values, 0.92 * width, color=colours[name])
         if name in panel.low:
             axes.vlines(places, panel.low[name], panel.high[name], color=INK, linewidth=0.8)
     turned = max(len(str(x)) for x in panel.x) * len(panel.x) > 60
@@ -277,14 +318,28 @@ def _draw_groups(axes: Axes, panel: Panel) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _series_legend(figure: Figure, names: Sequence[str]) -> None:
-    """Put a legend of the series above the axes, each name once."""
+def _draw_radar(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
+    angles = np.linspace(0, 2 * np.pi, len(panel.x), endpoint=False)
+    for name, values in panel.series.items():
+        area = f", ABP {metrics.abp(values):.2f}" if len(values) == 6 else ""
+        style: Any = {"color": colours[name], "marker": _marker(name, colours), "markersize": 3.5}
+        axes.plot(np.append(angles, 0), [*values, values[0]], linewidth=1.3, label=name + area, **style)
+    axes.set_xticks(angles, [str(x) for x in panel.x], fontsize=8)
+    axes.set_yticks([0.25, 0.5, 0.75, 1], ["", "0.5", "", "1"], fontsize=7, color=INK)
+    axes.set_ylim(0, 1.02)
+    axes.set(theta_offset=np.pi / 2, theta_direction=-1, rlabel_position=180 / len(panel.x))
+    axes.spines["polar"].set_visible(False)
+    axes.tick_params(axis="x", pad=7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=7)
+
+
+def _series_legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    """Put a legend of the series, with their colours, above the axes."""
     from matplotlib.lines import Line2D
 
-    unique = list(dict.fromkeys(names))
     handles = [
-        Line2D([], [], color=colour(name), marker=MARKERS[i % len(MARKERS)], markersize=5, label=name)
-        for i, name in enumerate(unique)
+        Line2D([], [], color=shade, marker=_marker(name, colours), markersize=5, label=name)
+        for name, shade in colours.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=8)
 
