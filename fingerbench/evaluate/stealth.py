@@ -127,7 +127,7 @@ class DetectionSpec(Spec):
         suspected = flagged(self.detector.load(workshop), eight_bit(queries))
         return {"flagged": suspected}, {
             "name": self.fingerprint.name,
-            "detection_rate": suspected.double().mean().item(),
+            "detection_rate": suspected.double().mean().item() if len(queries) else None,
             "queries": len(queries),
         }
 
