@@ -164,14 +164,19 @@ class ResponseSpec(Spec):
         task, outputs = workshop.data.task, predict(self.suspect.load(workshop), asked.flatten(0, 2))
         full = self.access == "output"
         answers = evasion.answers(task.answer(outputs)) if full else task.label(outputs)
-        plain, rounded = answers.unflatten(0, asked.shape[:3])
-        return {"answers": plain, "answers_8bit": rounded}, {"queries": asked.shape[2]}
+        answers = answers.unflatten(0, asked.shape[:3])
+        return {"answers": answers[0], "answers_8bit": answers[-1].clone()}, {"queries": asked.shape[2]}
 
     def _asked(self, workshop: Workshop, whose: str) -> Tensor:
-        """Return what the suspect sees of the queries and of their 8-bit copies, (2, draws, n, c, h, w)."""
+        """Return what the suspect sees of the queries and of their 8-bit copies, (2, draws, n, c, h, w).
+
+        Where that is the same, as behind JPEG, it is there once, so that nothing is asked twice.
+        """
         queries = workshop.load(self.fingerprint).tensors["queries"]
-        both = (queries, eight_bit(queries))
-        return torch.stack([self.evasion.draw(x, workshop, whose) if self.evasion else x[None] for x in both])
+        plain, rounded = (
+            self.evasion.draw(x, workshop, whose) if self.evasion else x[None] for x in (queries, eight_bit(queries))
+        )
+        return plain[None] if torch.equal(plain, rounded) else torch.stack([plain, rounded])
 
 
 @dataclass(frozen=True)
