@@ -13,7 +13,7 @@ from typing import Any
 
 from fingerbench.errors import UserError, unknown
 
-GROUPS = ("method", "attack", "data", "gan", "profile", "experiment")
+GROUPS = ("method", "attack", "data", "gan", "evasion", "profile", "experiment")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

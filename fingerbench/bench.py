@@ -13,6 +13,7 @@ This is the whole Python API:
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -26,8 +27,9 @@ from fingerbench.api import Fingerprinter
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
 from fingerbench.errors import require, unknown
+from fingerbench.evaluate.evasions import Evasion
 from fingerbench.evaluate.fid import FidSpec
-from fingerbench.evaluate.specs import FingerprintSpec, ResponseSpec, fingerprint_of
+from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans.spec import GanSpec
 from fingerbench.pool import Pool
 from fingerbench.records import Dataset, Fingerprint, Suspect
@@ -143,10 +145,34 @@ class Bench:
         spec = self.fingerprint_spec
         return FidSpec(spec.gan, spec.source, seed_for(self.settings.zoo.seed, "fid")) if spec.gan else None
 
+    @cached_property
+    def evasion_spec(self) -> EvasionSpec | None:
+        """What is put around every suspect; None where it is nothing."""
+        evasion, name = cast(Evasion, config.build(self.settings.evasion)), self.settings.evasion.name
+        if type(evasion) is Evasion:
+            return None
+        if evasion.changes_queries:
+            images = self.data.shape[0] == 3
+            require(images, f"evasion={name}", "a data set of 3-channel images, or evasion=none", self.data.name)
+        else:
+            self._require_labels(f"evasion={name}", "evasion=none")
+        seed = seed_for(self._number("zoo.seed", 0), "evasion", name)
+        return EvasionSpec(name, self.zoo.data, evasion, seed)
+
     def responses(self) -> dict[str, ResponseSpec]:
         """What each selected suspect is asked by the selected method, by its name."""
-        fingerprint, access = self.fingerprint_spec, self.method.access
-        return {name: ResponseSpec(fingerprint, spec, access) for name, spec in self.models.items()}
+        fingerprint, access, evasion = self.fingerprint_spec, self.method.access, self.evasion_spec
+        return {name: ResponseSpec(fingerprint, spec, access, evasion) for name, spec in self.models.items()}
+
+    def accuracies(self) -> dict[str, AccuracySpec]:
+        """How good each selected suspect is under the evasion, by its name.
+
+        It is empty where that is what the model's own facts say: without an evasion of queries.
+        """
+        evasion = self.evasion_spec
+        if evasion is None or not evasion.evasion.changes_queries:
+            return {}
+        return {name: AccuracySpec(spec, evasion) for name, spec in self.models.items()}
 
     def plan(self) -> list[Spec]:
         """Return everything a full evaluation is made of, in the order in which idle workers should take it.
@@ -159,7 +185,8 @@ class Bench:
         gan = [fingerprint.gan] if fingerprint.gan else []
         surrogates = [*fingerprint.positives, *fingerprint.negatives]
         fid = self.fid_spec()
-        measured = [*([fid] if fid else []), *self.responses().values()]
+        evasion = [self.evasion_spec] if self.evasion_spec else []
+        measured = [*([fid] if fid else []), *evasion, *self.responses().values(), *self.accuracies().values()]
         return [fingerprint.source, *gan, *surrogates, fingerprint, *students, *others, *measured]
 
     @cached_property
@@ -208,8 +235,9 @@ class Bench:
         """Return the scores of a method (default: the selected one), one row a suspect, computed if missing.
 
         Columns: method, source, suspect, family, attack, variant, arch, pirated, mirror_of, score, score_8bit, raw,
-        queries, seed, profile. `score` is in [0, 1], 1 = the same as the source; `score_8bit` is the score where
-        the suspect receives the queries rounded to 8 bits a value.
+        accuracy, queries, evasion, seed, profile. `score` is in [0, 1], 1 = the same as the source; `score_8bit` is
+        the score where the suspect receives the queries rounded to 8 bits a value; `accuracy` (R2 of a regression) is
+        what the suspect has left on the test split under the evasion.
         """
         from fingerbench.evaluate.run import scores
 
@@ -223,3 +251,18 @@ class Bench:
             return self
         overrides = [word for word in self.overrides if not word.startswith("method=")] + [f"method={method}"]
         return Bench(config.compose(overrides), overrides, self.data)
+
+    def under(self, evasion: str) -> Bench:
+        """Return this benchmark under another evasion; data, models and fingerprint, with their keys, are shared.
+
+        Raises:
+            UserError: there is no such evasion.
+        """
+        _ = self.fingerprint_spec, self.workshop  # made here, so that the copy has them
+        other = copy.copy(self)
+        other.settings = copy.deepcopy(self.settings)
+        other.settings.evasion = config.choice("evasion", evasion)
+        kept = [word for word in self.overrides if not word.startswith(("evasion=", "evasion."))]
+        other.overrides = (*kept, f"evasion={evasion}")
+        other.__dict__.pop("evasion_spec", None)
+        return other

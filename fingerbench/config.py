@@ -63,6 +63,19 @@ def options(group: str) -> list[str]:
         return sorted(hydra.config_loader.get_group_options(group))
 
 
+def choice(group: str, name: str) -> DictConfig:
+    """Return the node of one choice of a group, such as "jpeg" of "evasion", its references to other groups still open.
+
+    Raises:
+        UserError: there is no such choice.
+    """
+    with _hydra() as hydra:
+        known = hydra.config_loader.get_group_options(group)
+        if name not in known:
+            raise unknown(group, name, known)
+        return hydra_compose(f"{group}/{name}")[group]
+
+
 def build(node: DictConfig) -> Any:
     """Return the object that a config node with a `_target_` describes.
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fingerbench.errors import BuildError, UserError
-from fingerbench.progress import Progress
+from fingerbench.progress import Progress, plural
 from fingerbench.store import Spec, Store
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _say(worker: subprocess.Popen[str], line: str) -> None:
 
 def _stock(found: Counter[str], missing: Counter[str]) -> str:
     total = found + missing
-    usual = ("gan", "model", "fingerprint", "fid", "response")
+    usual = ("gan", "model", "fingerprint", "fid", "evasion", "response", "accuracy")
     kinds = [*(kind for kind in usual if total[kind]), *sorted(total.keys() - set(usual))]
-    counts = (f"{found[kind]} of {total[kind]} {kind}s" for kind in kinds)
+    counts = (f"{found[kind]} of {total[kind]} {plural(kind)}" for kind in kinds)
     return "found " + ", ".join(counts) + (f"; making {missing.total()}" if missing else "; nothing to make")

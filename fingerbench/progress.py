@@ -15,6 +15,11 @@ log = logging.getLogger(__name__)
 LINE_EVERY_S = 15.0  # where the output is no terminal
 
 
+def plural(kind: str) -> str:
+    """Return what many artefacts of a kind are called."""
+    return f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
+
+
 class Progress:
     """Done and total of each kind of artefact, what is being made, and the time left.
 
@@ -36,7 +41,7 @@ class Progress:
             disable=self._lines,
         )
         self._tasks = {
-            kind: self._bars.add_task(f"{kind}s", total=total, completed=done, news="")
+            kind: self._bars.add_task(plural(kind), total=total, completed=done, news="")
             for kind, (done, total) in totals.items()
         }
 
@@ -55,5 +60,5 @@ class Progress:
         now = time.monotonic()
         if self._lines and now - self._spoke >= LINE_EVERY_S:
             self._spoke = now
-            counts = ", ".join(f"{done.get(kind, 0)}/{total} {kind}s" for kind, total in self._totals.items())
+            counts = ", ".join(f"{done.get(kind, 0)}/{total} {plural(kind)}" for kind, total in self._totals.items())
             log.info("%s after %.0f s, %s", counts, now - self._began, news)

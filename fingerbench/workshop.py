@@ -5,11 +5,11 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fingerbench.errors import UserError, unknown
 from fingerbench.records import Dataset
@@ -23,6 +23,16 @@ class Workshop:
     store: Store
     data: Dataset
     device: torch.device
+    _last: dict[str, tuple[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, use: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` makes of `key`, kept until another key is asked for the same use.
+
+        It is for work that many artefacts share and that a worker makes one after another.
+        """
+        if use not in self._last or self._last[use][0] != key:
+            self._last[use] = key, make()
+        return self._last[use][1]
 
     def load(self, spec: Spec) -> Artefact:
         """Read an artefact onto the device."""

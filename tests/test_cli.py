@@ -17,7 +17,12 @@ def test_list_zoo_as_json(capsys):
 
 
 def test_list_methods_and_friends(capsys):
-    for what, expected in (("methods", "ipguard"), ("attack", "prune"), ("architectures", "xception")):
+    for what, expected in (
+        ("methods", "ipguard"),
+        ("attack", "prune"),
+        ("evasions", "jpeg"),
+        ("architectures", "xception"),
+    ):
         assert main(["list", what]) == 0
         assert expected in capsys.readouterr().out.split()
 

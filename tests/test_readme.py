@@ -43,5 +43,5 @@ def test_the_python_example(built, tmp_path):
 
 def test_every_family_method_and_file_is_described(built):
     files = [p.name for p in built[1].iterdir() if p.is_file()]
-    for name in (*METHODS, *config.options("experiment"), *config.options("gan"), *files):
+    for name in (*METHODS, *config.options("experiment"), *config.options("gan"), *config.options("evasion"), *files):
         assert f"`{name}`" in README, name

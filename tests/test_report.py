@@ -16,7 +16,9 @@ from fingerbench.evaluate.report import COLUMNS, comparison, find, load, newest,
 COST = {"seconds": 12.4, "preparation_seconds": 300.0, "peak_mib": 700.2, "surrogates": 15, "queries": 100}
 
 
-def scores(method="alpha_1", seed=0, profile="small", source="digits/resnet18", rates=("0.1", "0.2", "0.9")):
+def scores(
+    method="alpha_1", seed=0, profile="small", source="digits/resnet18", rates=("0.1", "0.2", "0.9"), evasion="none"
+):
     """Return plausible scores of a run: pruned models, their mirrors and two independent models."""
     rng = np.random.default_rng([seed, len(method)])
     rows = []
@@ -28,7 +30,7 @@ def scores(method="alpha_1", seed=0, profile="small", source="digits/resnet18", 
     frame["score"] = np.round(np.where(frame["pirated"], rng.beta(6, 3, len(frame)), rng.beta(3, 6, len(frame))), 2)
     frame = frame.assign(method=method, source=source, arch="resnet18", raw=frame["score"] * 3 - 1, queries=100)
     frame["score_8bit"] = np.round(0.9 * frame["score"], 2)
-    return frame.assign(seed=seed, profile=profile)[list(COLUMNS)]
+    return frame.assign(accuracy=0.9, evasion=evasion, seed=seed, profile=profile)[list(COLUMNS)]
 
 
 def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None):
@@ -105,6 +107,22 @@ def test_comparison_rows(runs):
     assert alpha.loc["mean", "aruc_8bit"] == pytest.approx(np.mean(rounded), abs=1e-12)
     assert alpha.loc["mean", "cost_seconds"] == pytest.approx(COST["seconds"])
     assert alpha.loc["1", "margin_prune"] == run["families"]["prune"]["margin"]
+
+
+def test_a_method_under_an_evasion_is_told_apart(runs, tmp_path):
+    write(runs / "jpeg", scores("beta", 0, evasion="jpeg"))
+    done = report([runs], tmp_path / "out")
+    assert not done.notes
+    assert done.table["method"].value_counts().to_dict() == {"alpha_1": 3, "beta": 1, "beta under jpeg": 1}
+    assert "seed 0, evasion jpeg;" in plots.caption_of(scores(evasion="jpeg"))
+    assert "evasion" not in plots.caption_of(scores())
+
+
+def test_scores_from_before_there_were_evasions_are_read(tmp_path):
+    folder = write(tmp_path / "run", scores().drop(columns=["accuracy", "evasion"]))
+    back = read_scores(folder / "scores.csv")
+    assert list(back.columns) == list(COLUMNS)
+    assert set(back["evasion"]) == {"none"} and back["accuracy"].isna().all()
 
 
 def test_thresholds_of_a_mean_separate_under_every_seed(tmp_path):

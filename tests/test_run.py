@@ -14,7 +14,7 @@ from conftest import TINY, finish, run, start
 
 FAMILIES = "attack=[source,finetune,distill]"
 COLUMNS = ["method", "source", "suspect", "family", "attack", "variant", "arch", "pirated", "mirror_of"]
-COLUMNS += ["score", "score_8bit", "raw", "queries", "seed", "profile"]
+COLUMNS += ["score", "score_8bit", "raw", "accuracy", "queries", "evasion", "seed", "profile"]
 
 
 def stored(store, kind="model"):
@@ -47,6 +47,8 @@ def test_a_run_writes_everything(built):
     for name in ("aruc.png", "aruc.pdf", "queries.png"):
         assert (folder / "figures" / name).stat().st_size > 1000
     models = pd.read_csv(folder / "models.csv")
+    accuracies = models.set_index("name").accuracy
+    assert scores.accuracy.tolist() == accuracies[scores.suspect].tolist() and set(scores.evasion) == {"none"}
     assert models.accuracy.between(0, 1).all() and {"agreement", "seconds", "parent", "seed"} <= set(models.columns)
     assert "ARUC" in output and "finetune" in output and str(folder) in output
 

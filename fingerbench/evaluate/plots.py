@@ -201,11 +201,13 @@ def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: in
 
 
 def caption_of(frame: DataFrame) -> str:
-    """Return the line below the figures of one run: data set and source, profile, seed, models, queries."""
+    """Return the line below the figures of one run: data set and source, profile, seed, evasion, models, queries."""
     pirated = frame["pirated"].astype(bool)
     first = frame.iloc[0]
     models = f"{pirated.sum()} positives, {(~pirated).sum()} negatives"
-    return f"{first['source']}, profile {first['profile']}, seed {first['seed']}; {models}; {first['queries']} queries"
+    setting = f"{first['source']}, profile {first['profile']}, seed {first['seed']}"
+    setting += "" if first["evasion"] == "none" else f", evasion {first['evasion']}"
+    return f"{setting}; {models}; {first['queries']} queries"
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:

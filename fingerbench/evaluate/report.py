@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("method", "source", "suspect", "family", "attack", "variant", "arch", "pirated", "mirror_of"),
-    *("score", "score_8bit", "raw", "queries", "seed", "profile"),
+    *("score", "score_8bit", "raw", "accuracy", "queries", "evasion", "seed", "profile"),
 )
 COSTS = ("seconds", "preparation_seconds", "peak_mib", "surrogates")
-PER_RUN = ("method", "source", "seed", "profile")  # columns with one value in all rows of a run
+PER_RUN = ("method", "source", "evasion", "seed", "profile")  # columns with one value in all rows of a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +124,19 @@ def load(folder: Path) -> Run:
 def read_scores(path: Path) -> DataFrame:
     """Read a scores.csv: COLUMNS, one row a suspect; texts stay texts ("0.1"), empty ones are missing.
 
-    pirated is bool, score and raw float64, queries and seed int64. UserError: missing or damaged.
+    pirated is bool, scores, raw and accuracy float64, queries and seed int64. A file from before there were evasions
+    has none, and unknown accuracies. UserError: missing or damaged.
     """
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])[list(COLUMNS)]
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        if not {"accuracy", "evasion"} & set(frame):
+            frame = frame.assign(accuracy=float("nan"), evasion="none")
+        frame = frame[list(COLUMNS)]
         frame["pirated"] = frame["pirated"].map({"True": True, "False": False}).astype("boolean").to_numpy(bool)
-        frame = frame.astype({"score": float, "score_8bit": float, "raw": float, "queries": int, "seed": int})
+        frame = frame.astype(dict.fromkeys(("score", "score_8bit", "raw", "accuracy"), float))
+        frame = frame.astype({"queries": int, "seed": int})
         metrics.snapped(frame[["score", "score_8bit"]])
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
@@ -191,10 +196,13 @@ def comparison(runs: Sequence[Run]) -> DataFrame:
 
 
 def _row(scores: DataFrame, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of one run; its numbers are those that the run itself wrote."""
+    """Return the row of one run; its numbers are those that the run itself wrote.
+
+    Under an evasion a method is another method: it has a name, and seeds to average over, of its own.
+    """
     first = scores.iloc[0]
     row: dict[str, Any] = {
-        "method": first["method"],
+        "method": tables.title(first["method"], first["evasion"]),
         "seed": int(first["seed"]),
         "queries": int(first["queries"]),
     }

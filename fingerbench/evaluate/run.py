@@ -6,12 +6,14 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 from omegaconf import OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from fingerbench.bench import Bench
 from fingerbench.errors import writing
@@ -41,6 +43,8 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     log.info("%s", summary_of(facts))
     frame = scores(bench)
     metrics = summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
+    if bench.evasion_spec:
+        metrics["evasion"] = bench.store.facts(bench.evasion_spec)
     fid = bench.fid_spec()
     if fid:
         metrics["gan"] = bench.store.facts(fid)
@@ -56,7 +60,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
             draw_gan(bench.store.load(fid), folder / "figures")
         seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
         _write_json(folder / "manifest.json", describe(bench, seconds))
-    title = f"{bench.settings.label} on {bench.settings.data.name}"
+    title = f"{tables.title(bench.settings.label, bench.settings.evasion.name)} on {bench.settings.data.name}"
     Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
     log.info("files and figures: %s", folder)
     return frame
@@ -68,18 +72,24 @@ def scores(bench: Bench) -> pd.DataFrame:
 
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
     raw = getattr(bench.method, "raw", bench.method.similarity)
-    responses = bench.responses()
+    responses, measured = bench.responses(), bench.accuracies() or bench.models
+    settings, quality = bench.settings, bench.data.task.quality_name
     rows = []
     for suspect in bench.suspects:
         answered = bench.store.load(responses[suspect.name]).tensors
-        answers = answered["answers"]
         row = _identity(bench, suspect)
-        row["score"] = bench.method.similarity(fingerprint, answers)
-        row["score_8bit"] = bench.method.similarity(fingerprint, answered["answers_8bit"])
-        row["raw"] = raw(fingerprint, answers)
-        row |= {"queries": len(fingerprint), "seed": bench.settings.seed, "profile": bench.settings.profile}
-        rows.append(row)
+        row["score"] = _mean(bench.method.similarity, fingerprint, answered["answers"])
+        row["score_8bit"] = _mean(bench.method.similarity, fingerprint, answered["answers_8bit"])
+        row["raw"] = _mean(raw, fingerprint, answered["answers"])
+        row["accuracy"] = bench.store.facts(measured[suspect.name])[quality]
+        row |= {"queries": len(fingerprint), "evasion": settings.evasion.name}
+        rows.append(row | {"seed": settings.seed, "profile": settings.profile})
     return pd.DataFrame(rows)
+
+
+def _mean(judge: Callable[[Fingerprint, Tensor], float], fingerprint: Fingerprint, answers: Tensor) -> float:
+    """Return the mean judgement over answers (draws, n, ...)."""
+    return sum(judge(fingerprint, drawn) for drawn in answers) / len(answers)
 
 
 def _identity(bench: Bench, suspect: Suspect) -> dict[str, Any]:
@@ -161,7 +171,8 @@ def _seconds(bench: Bench) -> dict[str, float]:
     """Return the seconds of work that each kind of artefact took when it was made, now or earlier."""
     total: Counter[str] = Counter()
     spec = bench.fingerprint_spec
-    for made in {s.key: s for s in [spec, *spec.needs(), *bench.models.values()]}.values():
+    evasion = [bench.evasion_spec] if bench.evasion_spec else []
+    for made in {s.key: s for s in [spec, *spec.needs(), *evasion, *bench.models.values()]}.values():
         total[made.kind] += bench.store.facts(made)["seconds"]
     return dict(total)
 

@@ -1,4 +1,7 @@
-"""Fingerprints and responses as artefacts of the store. Nothing but `ResponseSpec` ever asks a suspect anything."""
+"""Fingerprints, evasions and what suspects answer, as artefacts of the store.
+
+Nothing but `ResponseSpec` and `AccuracySpec` ever asks a suspect anything.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench.api import Access, Fingerprinter
+from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
 from fingerbench.ops import eight_bit, predict
 from fingerbench.records import Fingerprint, Setting
-from fingerbench.seeds import seeded
+from fingerbench.seeds import seed_for, seeded
 from fingerbench.store import Artefact, Spec
 from fingerbench.workshop import Workshop
 from fingerbench.zoo.model import ModelSpec
@@ -87,15 +91,59 @@ def fingerprint_of(artefact: Artefact) -> Fingerprint:
 
 
 @dataclass(frozen=True)
+class EvasionSpec(Spec):
+    """An evasion and what it needs, such as a trained network: the same for all suspects."""
+
+    kind: ClassVar[str] = "evasion"
+    version: ClassVar[int] = 1
+
+    name: str = field(compare=False)
+    data: str  # digest of the data set
+    evasion: Evasion
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """The evasion's name."""
+        return f"{self.name} evasion"
+
+    @property
+    def effort(self) -> float:
+        """At most a small network, on few images."""
+        return 0.2
+
+    def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Prepare the evasion on the images that a thief has."""
+        began = time.perf_counter()
+        with seeded(self.seed) as generator:
+            weights, facts = self.evasion.prepare(workshop.data.finetune.to(workshop.device).pixels(), generator)
+        return weights, {"name": self.name, "seed": self.seed, **facts, "seconds": time.perf_counter() - began}
+
+    def draw(self, x: Tensor, workshop: Workshop, whose: str = "") -> Tensor:
+        """Return what models see of queries x (n, c, h, w): (draws, n, c, h', w').
+
+        The randomness follows from the seed and from `whose` queries they are.
+        """
+        weights = workshop.load(self).tensors
+        generator = torch.Generator().manual_seed(seed_for(self.seed, whose))
+        return torch.stack([self.evasion.queries(x, weights, generator) for _ in range(self.evasion.draws)])
+
+
+@dataclass(frozen=True)
 class ResponseSpec(Spec):
-    """What one suspect answers to the queries of one fingerprint and to their 8-bit copies, no richer than `access`."""
+    """What one suspect answers to the queries of one fingerprint and to their 8-bit copies, no richer than `access`.
+
+    Tensors: answers and answers_8bit, (draws, n) labels or (draws, n, outputs), draws being 1 without an evasion. An
+    evasion works on the 8-bit copies as it does on the queries, with the same draws.
+    """
 
     kind: ClassVar[str] = "response"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     fingerprint: FingerprintSpec
     suspect: ModelSpec
     access: Access
+    evasion: EvasionSpec | None
 
     @property
     def label(self) -> str:
@@ -108,12 +156,59 @@ class ResponseSpec(Spec):
         return 0.01
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Ask."""
+        """Ask everything at once."""
+        evasion = self.evasion.evasion if self.evasion else Evasion()
+        whose = self.suspect.key if evasion.draws > 1 else ""  # where nothing is random, all suspects get the same
+        key = f"{self.fingerprint.key} {self.evasion.key if self.evasion else ''} {whose}"
+        asked = workshop.once("queries", key, lambda: self._asked(workshop, whose))
+        task, outputs = workshop.data.task, predict(self.suspect.load(workshop), asked.flatten(0, 2))
+        full = self.access == "output"
+        answers = evasion.answers(task.answer(outputs)) if full else task.label(outputs)
+        answers = answers.unflatten(0, asked.shape[:3])
+        return {"answers": answers[0], "answers_8bit": answers[-1].clone()}, {"queries": asked.shape[2]}
+
+    def _asked(self, workshop: Workshop, whose: str) -> Tensor:
+        """Return what the suspect sees of the queries and of their 8-bit copies, (2, draws, n, c, h, w).
+
+        Where that is the same, as behind JPEG, it is there once, so that nothing is asked twice.
+        """
         queries = workshop.load(self.fingerprint).tensors["queries"]
-        suspect, task = self.suspect.load(workshop), workshop.data.task
-        answer = task.label if self.access == "label" else task.answer
-        asked = {"answers": queries, "answers_8bit": eight_bit(queries)}
-        return {name: answer(predict(suspect, x)) for name, x in asked.items()}, {"queries": len(queries)}
+        plain, rounded = (
+            self.evasion.draw(x, workshop, whose) if self.evasion else x[None] for x in (queries, eight_bit(queries))
+        )
+        return plain[None] if torch.equal(plain, rounded) else torch.stack([plain, rounded])
+
+
+@dataclass(frozen=True)
+class AccuracySpec(Spec):
+    """How good one suspect still is on the test split under an evasion of queries, mean over draws.
+
+    The draws are the same for all suspects. An evasion of answers changes no label, and so no accuracy.
+    """
+
+    kind: ClassVar[str] = "accuracy"
+    version: ClassVar[int] = 1
+
+    suspect: ModelSpec
+    evasion: EvasionSpec
+
+    @property
+    def label(self) -> str:
+        """The suspect's name and the evasion's."""
+        return f"{self.suspect.name} under {self.evasion.name}"
+
+    @property
+    def effort(self) -> float:
+        """The test split once a draw, no training."""
+        return 0.01
+
+    def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Measure; the quality stands in the facts, as that of the model itself does in its own."""
+        test, task = workshop.data.test.to(workshop.device), workshop.data.task
+        seen = workshop.once("test split", self.evasion.key, lambda: self.evasion.draw(test.pixels(), workshop))
+        suspect = self.suspect.load(workshop)
+        qualities = [task.quality(predict(suspect, x), test.y) for x in seen]
+        return {}, {"name": self.suspect.name, task.quality_name: sum(qualities) / len(qualities)}
 
 
 def summary_of(facts: dict[str, Any]) -> str:

@@ -37,6 +37,11 @@ _LATEX = str.maketrans(
 )
 
 
+def title(method: str, evasion: str) -> str:
+    """Return what a method is called where it is judged under an evasion; "none" is not worth a word."""
+    return method if evasion == "none" else f"{method} under {evasion}"
+
+
 def family_table(summary: Mapping[str, Any]) -> DataFrame:
     """Return one row per family of `metrics.summary`, in its order, unrounded; missing where undefined.
 
