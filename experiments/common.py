@@ -14,7 +14,7 @@ from fingerbench.evaluate.plots import Panel
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SPREAD = "means over the seeds; bands, thin lines and brackets are the range over the seeds"
+SPREAD = "means over the seeds, with the range over the seeds as a band, a thin line or in brackets"
 
 
 def by_label(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

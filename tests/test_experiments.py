@@ -1,20 +1,22 @@
 """The experiments: that each composes, and that what is drawn is what the scores say."""
 
+import copy
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import METHODS
+from matplotlib.lines import Line2D
 
 from fingerbench import config
+from fingerbench.bench import Bench
 from fingerbench.errors import UserError
 from fingerbench.evaluate import experiment, metrics, plots, tables
 from fingerbench.evaluate.report import Run
 
 COST = {"seconds": 1.0, "preparation_seconds": 2.0, "peak_mib": 3.0, "surrogates": 15}
 SMALL = ["zoo.architectures=[resnet18,vgg19_bn,xception]"]
-SEEDS = "experiment.seeds=[0,1]"
 PAIR = "experiment.grid.method=[metav,ipguard]"
 PAPERS = ("naturalfinger_figure4", "naturalfinger_figure5", "naturalfinger_figure6", "naturalfinger_figure7")
 
@@ -43,11 +45,18 @@ def scores(cell, number):
     )
 
 
-def cells(name, *words):
+def at(cell, seed):
+    """Return a cell at another seed, sooner than by composing it."""
+    settings = copy.deepcopy(cell.bench.settings)
+    settings.seed = seed
+    return experiment.Cell({**cell.settings, "seed": seed}, cell.command, Bench(settings, (), cell.bench.data))
+
+
+def cells(name, *words, seeds=(0, 1)):
     """Return the recipe of an experiment and its cells, each with made-up scores instead of those of a store."""
-    chosen = [f"experiment={name}", *SMALL, *words]
+    chosen = [f"experiment={name}", *SMALL, "experiment.seeds=[0]", *words]
     recipe = experiment.recipe(config.compose(chosen))
-    every = experiment.cells(recipe, chosen)
+    every = [at(cell, seed) for cell in experiment.cells(recipe, chosen) for seed in seeds]
     for number, cell in enumerate(every):
         frame = scores(cell, number)
         made = {"scores": frame, "run": Run.of(frame, metrics.summary(frame) | {"cost": COST})}
@@ -55,9 +64,9 @@ def cells(name, *words):
     return recipe, every
 
 
-def drawn(name, *words):
+def drawn(name, *words, seeds=(0, 1)):
     """Return the cells and the exhibits, by name."""
-    recipe, every = cells(name, *words)
+    recipe, every = cells(name, *words, seeds=seeds)
     return every, {exhibit.name: exhibit for exhibit in recipe.exhibits(every)}
 
 
@@ -99,7 +108,7 @@ def test_a_part_of_a_grid_is_a_list_and_a_sweep_needs_its_flag():
 
 
 def test_figure_4_has_the_mean_aruc_beside_the_papers():
-    every, made = drawn("naturalfinger_figure4", SEEDS, PAIR)
+    every, made = drawn("naturalfinger_figure4", PAIR, "attack=[source,prune,scratch]")
     table = made["aruc"].table.set_index("method")
     for method in ("metav", "ipguard"):
         own = [metrics.aruc(*metrics.sides(cell.scores)) for cell in every if cell.label == method]
@@ -115,7 +124,7 @@ def test_figure_4_has_the_mean_aruc_beside_the_papers():
 
 
 def test_figure_5_draws_the_scores_of_each_share_of_adversarial_examples():
-    every, made = drawn("naturalfinger_figure5", SEEDS, PAIR)
+    every, made = drawn("naturalfinger_figure5", PAIR)
     names = ["source", *(f"adversarial/{share / 10:.1f}" for share in range(1, 11))]
     for axes, method in zip(made["scores"].figure.axes, ("metav", "ipguard"), strict=True):
         own = [cell for cell in every if cell.label == method]
@@ -131,7 +140,7 @@ def test_figure_5_draws_the_scores_of_each_share_of_adversarial_examples():
 
 
 def test_figure_6_draws_signed_margins():
-    every, made = drawn("naturalfinger_figure6", SEEDS, PAIR)
+    every, made = drawn("naturalfinger_figure6", PAIR)
     data = made["margins"].data.set_index(["method", "family", "variant"])
     assert len(data) == 2 * (9 + 9 + 4) and (data["mean"] < 0).any()
     for family, variant in (("prune", "0.9"), ("noise", "1"), ("finetune", "RTAL")):
@@ -151,7 +160,7 @@ def test_figure_6_draws_signed_margins():
 
 
 def test_figure_7_tells_seen_from_unseen_architectures():
-    every, made = drawn("naturalfinger_figure7", SEEDS, PAIR, "surrogates.positives=[xception]")
+    every, made = drawn("naturalfinger_figure7", PAIR, "surrogates.positives=[xception]")
     table = made["table"].table.set_index(["family", "architecture", "unseen"])
     rows = [("resnet18", "no"), ("vgg19_bn", "yes"), ("xception", "no"), ("mean", "no"), ("mean", "yes")]
     assert list(table.index) == [(family, *row) for family in ("distill", "knockoff") for row in rows]
@@ -172,7 +181,7 @@ def test_figure_7_tells_seen_from_unseen_architectures():
 
 
 def test_table_3_has_a_row_for_every_combination_of_tricks():
-    every, made = drawn("naturalfinger_table3", SEEDS)
+    every, made = drawn("naturalfinger_table3", "attack=[source,prune,scratch]")
     table = made["ablation"].table
     assert len({cell.label for cell in every}) == len(table) == 8
     tricks = [tuple(row) for row in (table.iloc[:, :3] == "x").to_numpy().tolist()]
@@ -198,9 +207,32 @@ def test_table_3_has_a_row_for_every_combination_of_tricks():
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_part_of_an_experiment_can_be_drawn(name):
-    part = ["experiment.seeds=[0]", "experiment.grid.method=[random]"]
-    _, made = drawn(name, *part, "attack=[source,finetune,distill]")
+    _, made = drawn(name, "experiment.grid.method=[random]", "attack=[source,finetune,distill]", seeds=(0,))
     assert made
     for exhibit in made.values():
         assert "seed 0;" in exhibit.caption
         assert exhibit.table is None or len(exhibit.table)
+
+
+@pytest.mark.parametrize("draw", [plots.line_panels, plots.bar_panels])
+def test_panels_share_limits_that_hold_the_data_of_all(draw):
+    panels = {"a": plots.Panel(["x", "y"], {"metav": [0.2, 0.3]}), "b": plots.Panel(["x", "y"], {"metav": [-0.9, 0.8]})}
+    for axes in draw(panels, "margin", limits=None).axes:
+        low, high = axes.get_ylim()
+        assert low < -0.9 and 0.8 < high < 1
+    assert draw(panels, "margin", limits=(-1, 1)).axes[1].get_ylim() == (-1, 1)
+
+
+def test_a_legend_shows_every_colour_of_a_series_and_the_marker_of_its_lines():
+    shades = ("#112233", "#445566")
+    panels = {
+        shade: plots.Panel([0, 1], {"mirror": [0, 0], "positive": [1, 1]}, colours={"positive": shade})
+        for shade in shades
+    }
+    panels["other"] = plots.Panel([0, 1], {"positive": [1, 1]}, colours={"positive": shades[0]})
+    figure = plots.line_panels(panels, "score")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mirror", "positive"]
+    marks = [(line.get_color(), line.get_marker()) for line in legend.findobj(Line2D)]
+    assert marks == [(plots.colour("mirror"), "o"), (shades[0], "s"), (shades[1], "s")]
+    assert {line.get_marker() for axes in figure.axes for line in axes.lines if line.get_color() in shades} == {"s"}

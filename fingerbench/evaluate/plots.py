@@ -153,7 +153,7 @@ def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, 
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
             _draw_lines(axes, panel, markers)
-            axes.set(title=title, xlabel=panel.xlabel, ylim=limits)
+            axes.set(title=title, xlabel=panel.xlabel, **_ylim(limits))
         for row in grid:
             row[0].set_ylabel(ylabel)
         for axes in grid.flat[len(panels) :]:
@@ -172,7 +172,7 @@ def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, l
         grid = figure.subplots(len(panels), 1, squeeze=False, sharey=True)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=True):
             _draw_groups(axes, panel)
-            axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, ylim=limits)
+            axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, **_ylim(limits))
         _series_legend(figure, panels)
     return figure
 
@@ -254,6 +254,10 @@ def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
     axes.plot(t, robustness, drawstyle="steps-pre", color=shade, **ROBUSTNESS)
     axes.plot(t, uniqueness, drawstyle="steps-pre", color=INK, **UNIQUENESS)
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
+
+
+def _ylim(limits: Limits) -> dict[str, Any]:
+    return {"ylim": limits} if limits else {}  # None would freeze what all panels share as the first of them needs it
 
 
 def _draw_lines(axes: Axes, panel: Panel, markers: Mapping[str, str]) -> None:
