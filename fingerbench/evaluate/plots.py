@@ -62,7 +62,8 @@ class Panel:
     """What one panel shows: series by name, a method as a rule, each with a value for every x.
 
     x: numbers, or texts; series: name -> values (x,), NaN where there is none; low, high: ends of their intervals,
-    for those series that have some; across: a horizontal line at each of these values, by what it is.
+    for those series that have some; across: a horizontal line at each of these values, by what it is: in the colour
+    of the series of that name, if there is one; colours: of series that have another than `colour` gives their name.
     """
 
     x: Sequence[float] | Sequence[str]
@@ -71,6 +72,11 @@ class Panel:
     high: Mapping[str, Sequence[float]] = field(default_factory=dict)
     xlabel: str = ""
     across: Mapping[str, float] = field(default_factory=dict)
+    colours: Mapping[str, str] = field(default_factory=dict)
+
+    def shade(self, name: str) -> str:
+        """Return the colour of a series."""
+        return self.colours.get(name) or colour(name)
 
 
 def colour(method: str) -> str:
@@ -142,16 +148,17 @@ def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, 
     """
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
+    markers = _markers(panels)
     with _figure(max(5.2, 3.3 * columns), 2.7 * rows + 0.4, caption) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
-            _draw_lines(axes, panel)
-            axes.set(title=title, xlabel=panel.xlabel, ylim=limits)
+            _draw_lines(axes, panel, markers)
+            axes.set(title=title, xlabel=panel.xlabel, **_ylim(limits))
         for row in grid:
             row[0].set_ylabel(ylabel)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        _series_legend(figure, [name for panel in panels.values() for name in panel.series])
+        _series_legend(figure, panels, markers)
     return figure
 
 
@@ -162,11 +169,11 @@ def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, l
     """
     most = max(len(panel.x) * max(len(panel.series), 1) for panel in panels.values())
     with _figure(min(10.0, max(5.2, 0.17 * most + 1.5)), 2.6 * len(panels) + 0.6, caption) as figure:
-        grid = figure.subplots(len(panels), 1, squeeze=False)
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharey=True)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=True):
             _draw_groups(axes, panel)
-            axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, ylim=limits)
-        _series_legend(figure, [name for panel in panels.values() for name in panel.series])
+            axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, **_ylim(limits))
+        _series_legend(figure, panels)
     return figure
 
 
@@ -251,15 +258,21 @@ def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
 
 
-def _draw_lines(axes: Axes, panel: Panel) -> None:
+def _ylim(limits: Limits) -> dict[str, Any]:
+    return {"ylim": limits} if limits else {}  # None would freeze what all panels share as the first of them needs it
+
+
+def _draw_lines(axes: Axes, panel: Panel, markers: Mapping[str, str]) -> None:
     texts = any(isinstance(x, str) for x in panel.x)
     places = np.arange(len(panel.x)) if texts else np.asarray(panel.x, dtype=float)
-    for number, (name, values) in enumerate(panel.series.items()):
+    for name, value in panel.across.items():
+        shade = panel.shade(name) if name in panel.series else INK
+        axes.axhline(value, color=shade, linewidth=0.8, dashes=(3, 2))
+    for name, values in panel.series.items():
+        shade = panel.shade(name)
         if name in panel.low:
-            axes.fill_between(places, panel.low[name], panel.high[name], color=colour(name), alpha=0.15, linewidth=0)
-        axes.plot(places, values, color=colour(name), marker=MARKERS[number % len(MARKERS)], markersize=4)
-    for value in panel.across.values():
-        axes.axhline(value, color=INK, linewidth=0.8, dashes=(3, 2))
+            axes.fill_between(places, panel.low[name], panel.high[name], color=shade, alpha=0.15, linewidth=0)
+        axes.plot(places, values, color=shade, marker=markers[name], markersize=4)
     axes.set_xticks(places, [str(x) for x in panel.x] if texts else [f"{x:g}" for x in places], fontsize=8)
 
 
@@ -267,26 +280,49 @@ def _draw_groups(axes: Axes, panel: Panel) -> None:
     width = 0.8 / max(len(panel.series), 1)
     for number, (name, values) in enumerate(panel.series.items()):
         places = np.arange(len(panel.x)) - 0.4 + width * (number + 0.5)
-        axes.bar(places, values, 0.92 * width, color=colour(name))
+        axes.bar(places, values, 0.92 * width, color=panel.shade(name))
         if name in panel.low:
             axes.vlines(places, panel.low[name], panel.high[name], color=INK, linewidth=0.8)
     turned = max(len(str(x)) for x in panel.x) * len(panel.x) > 60
     labels: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(np.arange(len(panel.x)), [str(x) for x in panel.x], fontsize=8, **labels)
     axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(-0.6, len(panel.x) - 0.4)
     axes.grid(visible=False, axis="x")
 
 
-def _series_legend(figure: Figure, names: Sequence[str]) -> None:
-    """Put a legend of the series above the axes, each name once."""
-    from matplotlib.lines import Line2D
+def _markers(panels: Mapping[str, Panel]) -> dict[str, str]:
+    """Return the marker of each series, the same in all panels."""
+    names = dict.fromkeys(name for panel in panels.values() for name in panel.series)
+    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
 
-    unique = list(dict.fromkeys(names))
-    handles = [
-        Line2D([], [], color=colour(name), marker=MARKERS[i % len(MARKERS)], markersize=5, label=name)
-        for i, name in enumerate(unique)
+
+def _series_legend(figure: Figure, panels: Mapping[str, Panel], markers: Mapping[str, str] | None = None) -> None:
+    """Put a legend of the series above the axes, each name once with all its colours: lines if `markers`, else bars."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    shades: dict[str, list[str]] = {}
+    for panel in panels.values():
+        for name in panel.series:
+            shades.setdefault(name, []).append(panel.shade(name))
+    handles: list[Any] = [
+        tuple(
+            Line2D([], [], color=shade, marker=markers[name], markersize=5) if markers else Patch(color=shade)
+            for shade in dict.fromkeys(found)
+        )
+        for name, found in shades.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=8)
+    figure.legend(
+        handles,
+        list(shades),
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+        handlelength=max(2.0, 1.2 * max(map(len, handles))),  # room for every colour of a series
+        loc="outside upper center",
+        ncols=min(4, len(handles)),
+        fontsize=8,
+    )
 
 
 def _draw_bars(axes: Axes, means: DataFrame, seeds: DataFrame, metric: str) -> None:
