@@ -24,6 +24,8 @@ from fingerbench.store import Artefact, Spec
 from fingerbench.workshop import Workshop
 from fingerbench.zoo.model import ModelSpec
 
+KEPT = 128  # sets of queries that a worker has at hand: an experiment asks one suspect all of them, then the next
+
 
 @dataclass(frozen=True)
 class FingerprintSpec(Spec):
@@ -47,6 +49,11 @@ class FingerprintSpec(Spec):
     def label(self) -> str:
         """The method's name and its seed."""
         return f"{self.name} fingerprint"
+
+    @property
+    def effort(self) -> float:
+        """Optimising through 16 surrogates takes as long as training some tens of networks (measured on the demo)."""
+        return 30.0 if self.positives else 5.0
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Let the method make its queries, in a world where there is no suspect."""
@@ -159,13 +166,17 @@ class ResponseSpec(Spec):
         """Ask everything at once."""
         evasion = self.evasion.evasion if self.evasion else Evasion()
         whose = self.suspect.key if evasion.draws > 1 else ""  # where nothing is random, all suspects get the same
-        key = f"{self.fingerprint.key} {self.evasion.key if self.evasion else ''} {whose}"
-        asked = workshop.once("queries", key, lambda: self._asked(workshop, whose))
-        task, outputs = workshop.data.task, predict(self.suspect.load(workshop), asked.flatten(0, 2))
+        asked = self._asked(workshop, whose) if whose else self._asked_of_all(workshop)
+        suspect = workshop.once("suspect", self.suspect.key, lambda: self.suspect.load(workshop))
+        task, outputs = workshop.data.task, predict(suspect, asked.flatten(0, 2))
         full = self.access == "output"
         answers = evasion.answers(task.answer(outputs)) if full else task.label(outputs)
         answers = answers.unflatten(0, asked.shape[:3])
         return {"answers": answers[0], "answers_8bit": answers[-1].clone()}, {"queries": asked.shape[2]}
+
+    def _asked_of_all(self, workshop: Workshop) -> Tensor:
+        key = f"{self.fingerprint.key} {self.evasion.key if self.evasion else ''}"
+        return workshop.once("queries", key, lambda: self._asked(workshop, ""), KEPT)
 
     def _asked(self, workshop: Workshop, whose: str) -> Tensor:
         """Return what the suspect sees of the queries and of their 8-bit copies, (2, draws, n, c, h, w).
