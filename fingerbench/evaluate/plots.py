@@ -51,10 +51,12 @@ COLOURS = {
 OTHER_COLOURS = ("#332288", "#117733", "#882255", "#999933", "#661100", "#44aa99", "#aa4466", "#6699cc")
 INK = "#333333"
 MARKERS = "os^Dv<>P"
+GAP, LABEL_GAP = 1.1, 1.3  # from one image of a grid to the next, and to the next below a label, in sizes of an image
 Limits = tuple[float, float] | None
 ROBUSTNESS: Any = {"linewidth": 1.8}
 UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
 AREA: Any = {"linewidth": 0, "alpha": 0.25}
+MARK: Any = {"linestyle": "", "marker": "D", "markersize": 5, "color": INK, "markerfacecolor": "white"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Panel:
 
     x: numbers, or texts; series: name -> values (x,), NaN where there is none; low, high: ends of their intervals,
     for those series that have some; across: a horizontal line at each of these values, by what it is: in the colour
-    of the series of that name, if there is one; colours: of series that have another than `colour` gives their name.
+    of the series of that name, if there is one; colours: of series that have another than `colour` gives their name;
+    marks: open markers at values (x,), NaN where there is none, by what they are.
     """
 
     x: Sequence[float] | Sequence[str]
@@ -73,6 +76,7 @@ class Panel:
     xlabel: str = ""
     across: Mapping[str, float] = field(default_factory=dict)
     colours: Mapping[str, str] = field(default_factory=dict)
+    marks: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def shade(self, name: str) -> str:
         """Return the colour of a series."""
@@ -165,7 +169,7 @@ def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, 
 def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, limits: Limits = None) -> Figure:
     """Draw one panel of grouped bars for each title, one below the other: a group an x, a bar a method in it.
 
-    Thin lines are intervals. limits: of y in all panels; None: as the data.
+    Thin lines are intervals, open markers the `marks`. limits: of y in all panels; None: as the data.
     """
     most = max(len(panel.x) * max(len(panel.series), 1) for panel in panels.values())
     with _figure(min(10.0, max(5.2, 0.17 * most + 1.5)), 2.6 * len(panels) + 0.6, caption) as figure:
@@ -191,19 +195,31 @@ def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: in
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"expected {len(images)} labels, one for each query, got {len(labels)}")
     columns = min(columns, len(images))
-    across, down = 1.1, 1.1 if labels is None else 1.3  # from image to image, in sizes of an image
-    rows = math.ceil(len(images) / columns)
     width = max(4.0, 0.62 * columns)
-    with _figure(width, width * rows * down / (columns * across), caption) as figure:
+    across, down = _image_grid(len(images), columns, labels is not None)
+    with _figure(width, width * down / across, caption) as figure:
         axes = figure.add_subplot()
-        for i, image in enumerate(images):
-            top, left = i // columns * down, i % columns * across
-            pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
-            axes.imshow(pixels, extent=(left, left + 1, top + 1, top), interpolation="nearest")
-            if labels is not None:
-                axes.text(left + 0.5, top + 1.03, str(labels[i]), ha="center", va="top", fontsize=6, color=INK)
-        axes.set(xlim=(0, columns * across - 0.1), ylim=(rows * down, 0))
-        axes.set_axis_off()
+        _draw_images(axes, images, columns, labels)
+        axes.set(xlim=(0, across - 0.1), ylim=(down, 0))
+    return figure
+
+
+def query_blocks(blocks: Mapping[str, Any], columns: int = 8, caption: str = "") -> Figure:
+    """Draw a block of query images for each title, two blocks side by side, each in rows of `columns`.
+
+    blocks: title -> queries as `query_grid` takes them; all images are drawn of one size.
+    """
+    across, down = _image_grid(max(map(len, blocks.values())), columns, labelled=False)
+    beside = min(2, len(blocks))
+    rows = math.ceil(len(blocks) / beside)
+    with _figure(3.6 * beside, rows * (3.6 * down / across + 0.3), caption) as figure:
+        grid = figure.subplots(rows, beside, squeeze=False)
+        for axes, (title, queries) in zip(grid.flat, blocks.items(), strict=False):
+            _draw_images(axes, np.asarray(queries, dtype=np.float64), columns)
+            axes.set(xlim=(0, across - 0.1), ylim=(down, 0))
+            axes.set_title(title, loc="left", fontsize=8)
+        for axes in grid.flat[len(blocks) :]:
+            axes.remove()
     return figure
 
 
@@ -245,6 +261,23 @@ def _figure(width: float, height: float, caption: str) -> Iterator[Figure]:
         yield figure
 
 
+def _image_grid(n: int, columns: int, labelled: bool) -> tuple[float, float]:
+    """Return the width and the height of a grid of `n` images, in sizes of an image, the gaps between them included."""
+    return columns * GAP, math.ceil(n / columns) * (LABEL_GAP if labelled else GAP)
+
+
+def _draw_images(axes: Axes, images: Any, columns: int, labels: Sequence[object] | None = None) -> None:
+    """Draw images (n, c, h, w), each one unit wide and high, in rows of `columns` from the upper left."""
+    down = GAP if labels is None else LABEL_GAP
+    for i, image in enumerate(images):
+        top, left = i // columns * down, i % columns * GAP
+        pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+        axes.imshow(pixels, extent=(left, left + 1, top + 1, top), interpolation="nearest")
+        if labels is not None:
+            axes.text(left + 0.5, top + 1.03, str(labels[i]), ha="center", va="top", fontsize=6, color=INK)
+    axes.set_axis_off()
+
+
 def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
     """Draw the mean curves of `runs`: exact steps, each value holding from the last breakpoint up to its own."""
     scores = [metrics.sides(run) for run in runs]
@@ -282,7 +315,10 @@ def _draw_groups(axes: Axes, panel: Panel) -> None:
         places = np.arange(len(panel.x)) - 0.4 + width * (number + 0.5)
         axes.bar(places, values, 0.92 * width, color=panel.shade(name))
         if name in panel.low:
-            axes.vlines(places, panel.low[name], panel.high[name], color=INK, linewidth=0.8)
+            for ink, linewidth in (("white", 2.4), (INK, 1.0)):  # the white edge parts the line from a dark bar
+                axes.vlines(places, panel.low[name], panel.high[name], color=ink, linewidth=linewidth)
+    for values in panel.marks.values():
+        axes.plot(np.arange(len(panel.x)), values, **MARK)
     turned = max(len(str(x)) for x in panel.x) * len(panel.x) > 60
     labels: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(np.arange(len(panel.x)), [str(x) for x in panel.x], fontsize=8, **labels)
@@ -298,7 +334,7 @@ def _markers(panels: Mapping[str, Panel]) -> dict[str, str]:
 
 
 def _series_legend(figure: Figure, panels: Mapping[str, Panel], markers: Mapping[str, str] | None = None) -> None:
-    """Put a legend of the series above the axes, each name once with all its colours: lines if `markers`, else bars."""
+    """Put a legend above the axes: each series once with all its colours, lines if `markers`, else bars; each mark."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -314,9 +350,11 @@ def _series_legend(figure: Figure, panels: Mapping[str, Panel], markers: Mapping
         )
         for name, found in shades.items()
     ]
+    marks = dict.fromkeys(name for panel in panels.values() for name in panel.marks)
+    handles += [(Line2D([], [], **MARK),) for _ in marks]
     figure.legend(
         handles,
-        list(shades),
+        [*shades, *marks],
         handler_map={tuple: HandlerTuple(ndivide=None)},
         handlelength=max(2.0, 1.2 * max(map(len, handles))),  # room for every colour of a series
         loc="outside upper center",
