@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from experiments.common import by_label
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 from fingerbench.evaluate.report import comparison
@@ -23,7 +24,7 @@ class MetavRegression(Experiment):
         table = comparison([cell.run for cell in cells])
         totals, _, costs = tables.comparison_tables(table)
         families = tables.family_table(metrics.summary(cells[0].scores))
-        runs = {cell.label: [other.scores for other in cells if other.label == cell.label] for cell in cells}
+        runs = {label: [cell.scores for cell in same] for label, same in by_label(cells).items()}
         said = f"{caption(cells)} A score is the probability that MetaV's network gives to stolen."
         intervals = f"{said} In brackets 95 % bootstrap intervals over suspects."
         first = f"{caption(cells[:1])} Mean scores of a family; margin: of a positive over its mirror; {tables.NOTE}."
