@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.averages import queries_of, scores_of
+from experiments.common import queries_of
 from experiments.freqgan_table1 import SHORT, aucs
 from fingerbench.evaluate import metrics, plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
@@ -22,7 +22,7 @@ RADARS = {  # evasion -> what FreqGAN's paper (Liu and Zhong, IJCAI 2025), figur
     "bits_truncate": "feature squeezing (fewer bits)",
 }
 NOTE = (
-    "mean and worst are over the evasions, without none. accuracy: what the evasion leaves the thief, mean over the "
+    "The last rows are over the evasions, without none. accuracy: what the evasion leaves the thief, mean over the "
     "positives on the test split. Evasions of answers (round_probabilities, top1, temperature) leave a label as it is: "
     "they matter to methods with access to outputs alone, here metav."
 )
@@ -39,7 +39,7 @@ class Evasions(Experiment):
         """Return two tables and, where all six families of `metrics.AXES` are there, the radar charts."""
         import pandas as pd
 
-        said = f"{queries_of(scores_of(cells))} {caption(cells)}"
+        said = f"{queries_of(cells)} {caption(cells)}"
         long = pd.DataFrame([_row(cell) for cell in cells])
         exhibits = []
         for name in STATISTICS:
@@ -69,7 +69,7 @@ def _table(long: DataFrame, statistic: str) -> DataFrame:
     kept = long.pivot_table(index="evasion", columns="method", values=statistic, sort=False)
     left = long.groupby("evasion", sort=False)["accuracy"].mean()
     evaded = kept.drop(index="none", errors="ignore")
-    summary = pd.DataFrame({"mean": evaded.mean(), "worst": evaded.min()}).T if len(evaded) else None
+    summary = pd.DataFrame({"mean of these": evaded.mean(), "worst of these": evaded.min()}).T if len(evaded) else None
     whole = pd.concat([kept.assign(accuracy=left), *([] if summary is None else [summary])])
     return whole.rename_axis(index="evasion", columns=None).reset_index()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from experiments.averages import over_seeds, queries_of, ranged
+from experiments.common import over_seeds, queries_of
 from fingerbench.evaluate import metrics
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 
@@ -30,6 +30,13 @@ PAPER = {
     "freqgan": {"FT": 1.00, "WP": 1.00, "MEP": 0.98, "AVG": 0.93},
 }
 COLUMNS = ("FT", "WP", "MEP", "AVG")
+SAID = (
+    "AUC of the positives of a family against all negatives: fine-tuning (FT), pruning of weights (WP), noise on "
+    "weights (WN), adversarial training (AT), distillation, knockoff; ABP: area of their polygon, 2.598 at most; means "
+    "over the seeds, whose range is in the csv. The paper's: FT, WP (of channels there), MEP (distillation by "
+    "probabilities) and AVG, its mean over six thefts of which three, MEL, MEA and TL, have no counterpart in this "
+    "zoo, so that AVG is no mean of ours."
+)
 
 
 def aucs(scores: DataFrame) -> dict[str, float]:
@@ -57,26 +64,15 @@ class Table1(Experiment):
         import pandas as pd
 
         long = pd.DataFrame([row for cell in cells for row in _rows(cell)])
-        rows = over_seeds(long, ["method", "theft"])
+        rows = over_seeds(long, ["method", "theft"], "auc")
         table = rows.pivot(index="method", columns="theft", values="mean")
         table = table.loc[rows["method"].unique(), rows["theft"].unique()].rename_axis(columns=None).reset_index()
         for column in COLUMNS:
             table[f"paper {column}"] = [PAPER.get(name, {}).get(column) for name in table["method"]]
-        said = f"{_said(rows)} {ranged(cells)} {caption(cells, paper=True)}"
+        said = f"{SAID} {queries_of(cells)} {caption(cells, paper=True)}"
         return [Exhibit("freqgan_table1", said, table=table, data=rows)]
 
 
 def _rows(cell: Cell) -> list[dict[str, Any]]:
-    first = cell.scores.iloc[0]
-    shared = {"method": cell.label, "seed": int(first["seed"]), "queries": int(first["queries"])}
-    return [{**shared, "theft": name, "score": value} for name, value in means(aucs(cell.scores)).items()]
-
-
-def _said(rows: DataFrame) -> str:
-    return (
-        "AUC of the positives of a family against all negatives: fine-tuning (FT), pruning of weights (WP), noise on "
-        "weights (WN), adversarial training (AT), distillation, knockoff; ABP: area of their polygon, 2.598 at most. "
-        "The paper's: FT, WP (of channels there), MEP (distillation by probabilities) and AVG, its mean over six "
-        "thefts of which three, MEL, MEA and TL, have no counterpart in this zoo, so that AVG is no mean of ours. "
-        f"The csv has the range of several seeds. {queries_of(rows)}"
-    )
+    shared = {"method": cell.label, "seed": cell.bench.settings.seed}
+    return [{**shared, "theft": name, "auc": value} for name, value in means(aucs(cell.scores)).items()]

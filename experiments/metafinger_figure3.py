@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.averages import crossed, over_seeds, panel, queries_of, ranged, scores_of
+from experiments.common import SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
 from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 
@@ -34,10 +34,10 @@ class Figure3(Experiment):
         """Return the bars, the lines and a table of the means by family."""
         frame = scores_of(cells)
         stolen = frame[frame["pirated"] & frame["family"].isin(TITLES)]
-        rows = over_seeds(stolen, ["family", "variant", "method"])
+        rows = over_seeds(stolen, ["family", "variant", "method"], "score")
         said = (
-            f"Share of queries to which a stolen model answers what the source does. {ranged(cells)} "
-            f"{queries_of(rows)} The watermarks of the paper's figure are not in this benchmark. "
+            f"Share of queries to which a stolen model answers what the source does: {SPREAD}. "
+            f"{queries_of(cells)} The watermarks of the paper's figure are not in this benchmark. "
             f"{caption(cells, paper=True)}"
         )
         bars, lines = rows[rows["family"] == "finetune"], rows[rows["family"].isin(LINES)]
@@ -53,7 +53,7 @@ class Figure3(Experiment):
 def _lines(rows: DataFrame, said: str) -> Exhibit:
     rows = rows.assign(strength=rows["variant"].astype(float))
     families = [family for family in LINES if family in set(rows["family"])]
-    panels = {TITLES[f]: panel(rows[rows["family"] == f], "strength", LINES[f]) for f in families}
+    panels = {TITLES[f]: panel(rows[rows["family"] == f], "strength", xlabel=LINES[f]) for f in families}
     said = f"A line is a method, the band the range; the smaller a, the more noise. {said}"
     if rows.loc[rows["family"] == "prune", "strength"].max() > PRUNED_AT_MOST:
         said = f"The paper prunes {100 * PRUNED_AT_MOST:.0f} % at most, which the dashed line marks. {said}"
@@ -67,8 +67,9 @@ def _table(stolen: DataFrame, said: str) -> Exhibit:
     import pandas as pd
 
     every = pd.concat([stolen, stolen.assign(family="all")])
-    rows = over_seeds(every, ["family", "method"])
-    table = crossed(rows, "family")
+    each = every.groupby(["family", "method", "seed"], sort=False, as_index=False)["score"].mean()
+    rows = over_seeds(each, ["family", "method"], "score")
+    table = side_by_side(rows, ["family"])
     for method in [name for name in PAPER if name in table]:
         table[f"{method}, paper"] = [PAPER[method][family] for family in table["family"]]
     said = f"Mean over each family. The paper's mean over all, of its abstract, has pruning to 70 % at most. {said}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.averages import crossed, over_seeds, panel, queries_of, ranged, scores_of
+from experiments.common import SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
 from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 
@@ -25,15 +25,15 @@ class Figure5(Experiment):
         """Return the bars, and the table of the same numbers."""
         frame = scores_of(cells)
         source = frame[frame["suspect"] == "source"]
-        rows = over_seeds(source, ["evasion", "method"])
+        rows = over_seeds(source, ["evasion", "method"], "score")
         rows["evasion"] = [name.replace("_", " ") for name in rows["evasion"]]
         said = (
             "Share of queries to which the source itself answers as the fingerprint says, although its input is "
-            f"modified; what is random is drawn {_draws(cells)} times. {ranged(cells)} {queries_of(rows)} "
+            f"modified; what is random is drawn {_draws(cells)} times: {SPREAD}. {queries_of(cells)} "
             f"The watermarks of the paper's figure are not in this benchmark. {caption(cells, paper=True)}"
         )
         figure = plots.bar_panels({"": panel(rows, "evasion")}, "query accuracy", said, limits=(0, 1.02))
-        table = crossed(rows, "evasion")
+        table = side_by_side(rows, ["evasion"])
         for method in [m for m in PAPER if m in table]:
             table[f"{method}, paper"] = PAPER[method]
         return [

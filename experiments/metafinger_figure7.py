@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.averages import over_seeds, panel, ranged
+from experiments.common import SPREAD, over_seeds, panel
 from fingerbench.evaluate import metrics, plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 
@@ -36,13 +36,14 @@ class Figure7(Experiment):
         said = (
             "Accuracy gap: mean query accuracy of all positives less that of all negatives. A line for each "
             "augmentation factor AF, the number of noised copies that stand beside each negative surrogate. Where no "
-            f"single query was found, the gap is 0. {ranged(cells)} {caption(cells, paper=True)}"
+            f"single query was found, the gap is 0. {SPREAD.capitalize()}. {caption(cells, paper=True)}"
         )
-        lines = panel(rows, "negatives", "negative surrogates, without their copies", series="curve")
+        lines = panel(rows, "negatives", series="curve", xlabel="negative surrogates, without their copies")
+        lines = replace(lines, colours=dict(zip(lines.series, plots.OTHER_COLOURS, strict=False)))
         figure = plots.line_panels({"": lines}, "accuracy gap", said, limits=None)
         return [
             Exhibit("metafinger_figure7", said, figure=figure, data=rows),
-            Exhibit("metafinger_figure7_table", said, table=_table(rows), data=rows),
+            Exhibit("metafinger_figure7_table", said, table=_table(rows, gaps), data=rows),
         ]
 
 
@@ -59,8 +60,9 @@ def _gap(cell: Cell) -> dict[str, float | int]:
     }
 
 
-def _table(rows: DataFrame) -> DataFrame:
+def _table(rows: DataFrame, gaps: DataFrame) -> DataFrame:
+    queries = gaps.groupby(["negatives", "factor"], sort=False)["queries"].mean()
     pairs = zip(rows["negatives"], rows["factor"], strict=True)
     return rows[["negatives", "factor"]].assign(
-        queries=[f"{n:.4g}" for n in rows["queries"]], gap=rows["mean"], paper=[PAPER.get(pair) for pair in pairs]
+        queries=[f"{n:.4g}" for n in queries], gap=rows["mean"], paper=[PAPER.get(pair) for pair in pairs]
     )

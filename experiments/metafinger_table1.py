@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.averages import over_seeds, queries_of, ranged, scores_of, shown
+from experiments.common import SPREAD, over_seeds, queries_of, scores_of
+from fingerbench.evaluate import tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 
 ARCHITECTURES = {  # of the paper, and the independent model of ours that comes nearest
@@ -44,12 +45,13 @@ class Table1(Experiment):
         rows.insert(1, "architecture", [names[i] for i in place])
         printed = [PAPER[m][i] if m in PAPER else None for m, i in zip(rows["method"], place, strict=True)]
         rows["paper"] = printed
-        table = rows[["method", "architecture", "suspect"]].assign(ours=shown(rows), paper=printed)
+        ours = [tables.estimate(*numbers) for numbers in rows[["mean", "low", "high"]].to_numpy().tolist()]
+        table = rows[["method", "architecture", "suspect"]].assign(ours=ours, paper=printed)
         others = "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, values in WATERMARKS.items())
         said = (
             "Per cent of queries to which an independent model answers what the source does; less is better. "
-            f"{ranged(cells)} The paper's are means over 3 models of an architecture; we have one of each, "
+            f"{SPREAD.capitalize()}. The paper's are means over 3 models of an architecture; we have one of each, "
             f"and the seeds are those of the method. The paper's watermarks, not in this benchmark, in the order "
-            f"{', '.join(names)}: {others}. {queries_of(rows)} {caption(cells, paper=True)}"
+            f"{', '.join(names)}: {others}. {queries_of(cells)} {caption(cells, paper=True)}"
         )
         return [Exhibit("metafinger_table1", said, table=table, data=rows)]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import resource
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fingerbench.errors import UserError, unknown
 from fingerbench.records import Dataset
 from fingerbench.store import Artefact, Spec, Store
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,19 @@ class Workshop:
     store: Store
     data: Dataset
     device: torch.device
-    _last: dict[str, tuple[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[str, OrderedDict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, use: str, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return what `make` makes of `key`, kept until another key is asked for the same use.
+    def once(self, use: str, key: str, make: Callable[[], T], keep: int = 1) -> T:
+        """Return what `make` makes of `key`; the `keep` things last asked for the same use are not made again.
 
-        It is for work that many artefacts share and that a worker makes one after another.
+        It is for work that many artefacts share, when a worker makes one of them after another.
         """
-        if use not in self._last or self._last[use][0] != key:
-            self._last[use] = key, make()
-        return self._last[use][1]
+        kept = self._kept.setdefault(use, OrderedDict())
+        value: T = kept.pop(key) if key in kept else make()
+        kept[key] = value
+        if len(kept) > keep:
+            kept.popitem(last=False)
+        return value
 
     def load(self, spec: Spec) -> Artefact:
         """Read an artefact onto the device."""

@@ -15,6 +15,7 @@ import fingerbench as fb
 from fingerbench import config
 from fingerbench.errors import UserError
 from fingerbench.evaluate.evasions import Evasion
+from fingerbench.ops import eight_bit
 from fingerbench.seeds import seeded
 from fingerbench.transforms import GaussianBlur, GaussianNoise, HorizontalFlip, Mean, Median, ResizePad, UniformNoise
 
@@ -190,6 +191,17 @@ def test_each_suspect_gets_draws_of_its_own_and_answers_at_once_as_one_by_one(be
     answers = under.responses()["source"].make(under.workshop)[0]["answers"]
     source = under.model("source")
     assert torch.equal(answers, torch.stack([source(x).argmax(1) for x in drawn]))
+
+
+def test_queries_and_their_8_bit_copies_are_both_asked(built):
+    bench = fb.open(*TINY, f"store={built[0]}", "method=random", "attack=source", "seed=7")
+    queries = torch.rand(20, 3, 16, 16, generator=generator())
+    bench.store.save(bench.fingerprint_spec, {"queries": queries}, {"yields": {}, "note": ""})
+    spec, source = bench.responses()["source"], bench.model("source")
+    answered = type(spec)(spec.fingerprint, spec.suspect, "output", None).make(bench.workshop)[0]
+    for name, x in (("answers", queries), ("answers_8bit", eight_bit(queries))):
+        torch.testing.assert_close(answered[name], source(x).softmax(1)[None])
+    assert not torch.equal(answered["answers"], answered["answers_8bit"])
 
 
 def test_an_evasion_of_answers_changes_outputs_and_no_label(bench):

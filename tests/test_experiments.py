@@ -1,43 +1,238 @@
-"""The experiments: sweeps and settings under a name."""
+"""The experiments: that each composes, and that what is drawn is what the scores say."""
 
+import copy
+from functools import partial
+
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import METHODS
-from hydra import compose, initialize_config_dir
+from matplotlib.lines import Line2D
 
 from fingerbench import config
+from fingerbench.bench import Bench
 from fingerbench.errors import UserError
+from fingerbench.evaluate import experiment, metrics, plots, tables
+from fingerbench.evaluate.report import Run
+
+COST = {"seconds": 1.0, "preparation_seconds": 2.0, "peak_mib": 3.0, "surrogates": 15}
+SMALL = ["zoo.architectures=[resnet18,vgg19_bn,xception]"]
+PAIR = "experiment.grid.method=[metav,ipguard]"
+PAPERS = ("naturalfinger_figure4", "naturalfinger_figure5", "naturalfinger_figure6", "naturalfinger_figure7")
 
 
-def jobs(experiment):
-    """Return the settings of each run that `experiment=NAME` stands for."""
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        whole = compose("config", overrides=[f"experiment={experiment}"], return_hydra_config=True)
-    sweeps = [[]]
-    for key, values in (whole.hydra.sweeper.params or {}).items():
-        sweeps = [[*words, f"{key}={value}"] for words in sweeps for value in str(values).split(",")]
-    return [config.compose([f"experiment={experiment}", *words]) for words in sweeps]
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Draw intervals from few resamples: what they are made of is tested with the metrics."""
+    monkeypatch.setattr(metrics, "bootstrap", partial(metrics.bootstrap, n=20))
 
 
-def test_the_tricks_of_naturalfinger_in_every_combination():
-    runs = jobs("tricks")
-    switches = ("adversarial_labels", "input_transforms", "discriminator_loss")
-    assert len({tuple(run.method[name] for name in switches) for run in runs}) == len(runs) == 8
-    assert len({run.label for run in runs}) == 8
-    assert {run.method.name for run in runs} == {"naturalfinger"}
+def scores(cell, number):
+    """Return made-up scores of the suspects of a cell, the positives mostly above the negatives."""
+    rng = np.random.default_rng(number)
+    frame = pd.DataFrame([vars(suspect) for suspect in cell.bench.suspects])
+    frame = frame.rename(columns={"name": "suspect", "architecture": "arch"})
+    drawn = np.where(frame["pirated"], rng.beta(6, 3, len(frame)), rng.beta(3, 6, len(frame)))
+    return frame.assign(
+        score=drawn.round(2),
+        score_8bit=drawn.round(2),
+        raw=drawn,
+        queries=100 - number,
+        method=cell.label,
+        seed=cell.bench.settings.seed,
+        source="digits/resnet18",
+        profile="demo",
+    )
 
 
-def test_every_gan_and_every_method_has_its_run():
-    assert [run.label for run in jobs("gans")] == ["wgan_gp", "sagan", "logan", "contragan", "icrgan", "reacgan"]
-    assert [run.label for run in jobs("methods")] == METHODS
+def at(cell, seed):
+    """Return a cell at another seed, sooner than by composing it."""
+    settings = copy.deepcopy(cell.bench.settings)
+    settings.seed = seed
+    return experiment.Cell({**cell.settings, "seed": seed}, cell.command, Bench(settings, (), cell.bench.data))
+
+
+def cells(name, *words, seeds=(0, 1)):
+    """Return the recipe of an experiment and its cells, each with made-up scores instead of those of a store."""
+    chosen = [f"experiment={name}", *SMALL, "experiment.seeds=[0]", *words]
+    recipe = experiment.recipe(config.compose(chosen))
+    every = [at(cell, seed) for cell in experiment.cells(recipe, chosen) for seed in seeds]
+    for number, cell in enumerate(every):
+        frame = scores(cell, number)
+        made = {"scores": frame, "run": Run.of(frame, metrics.summary(frame) | {"cost": COST})}
+        vars(cell).update(made)  # where a cached property keeps what it has computed
+    return recipe, every
+
+
+def drawn(name, *words, seeds=(0, 1)):
+    """Return the cells and the exhibits, by name."""
+    recipe, every = cells(name, *words, seeds=seeds)
+    return every, {exhibit.name: exhibit for exhibit in recipe.exhibits(every)}
+
+
+def of(cell, suspect):
+    return cell.scores.set_index("suspect").score[suspect]
+
+
+def margin(cell, suspect):
+    return of(cell, suspect) - of(cell, f"mirror/{suspect}")
+
+
+def lines(axes):
+    """Return the y values of the lines and of the dashes across, by colour."""
+    every = [(line.get_color(), list(line.get_ydata())) for line in axes.lines]
+    return dict(pair for pair in every if len(pair[1]) > 2), {c: y[0] for c, y in every if len(y) == 2}
+
+
+@pytest.mark.parametrize("name", config.options("experiment"))
+def test_every_experiment_composes_and_builds_its_recipe(name):
+    settings = config.compose([f"experiment={name}"])
+    assert settings.label
+    if "experiment" in settings:
+        recipe = experiment.recipe(settings)
+        assert recipe.paper and recipe.title and recipe.grid and recipe.seeds
+
+
+def test_the_comparison_is_of_every_method():
+    settings = config.compose(["experiment=methods"])
+    assert list(settings.experiment.grid.method) == METHODS
     assert set(METHODS) <= set(config.options("method"))
 
 
-@pytest.mark.parametrize("experiment", config.options("experiment"))
-def test_every_experiment_composes(experiment):
-    assert all(run.label for run in jobs(experiment))
-
-
-def test_a_part_of_an_experiment_that_is_a_sweep_needs_no_flag():
-    config.check(["experiment=methods", "method=akh,random"])
+def test_a_part_of_a_grid_is_a_list_and_a_sweep_needs_its_flag():
+    config.check(["experiment=methods", "experiment.grid.method=[akh,random]"])
+    with pytest.raises(UserError, match="add -m"):
+        config.check(["experiment=methods", "method=akh,random"])
     with pytest.raises(UserError, match="add -m"):
         config.check(["experiment=metav_regression", "seed=0,1"])
+
+
+def test_figure_4_has_the_mean_aruc_beside_the_papers():
+    every, made = drawn("naturalfinger_figure4", PAIR, "attack=[source,prune,scratch]")
+    table = made["aruc"].table.set_index("method")
+    for method in ("metav", "ipguard"):
+        own = [metrics.aruc(*metrics.sides(cell.scores)) for cell in every if cell.label == method]
+        assert len(own) == 2
+        assert table.ARUC[method].startswith(tables.cell(float(np.mean(own))))
+        numbers = made["aruc"].data.set_index(["method", "seed"]).loc[(method, "mean")]
+        assert numbers.aruc == pytest.approx(np.mean(own))
+        assert table.ARUC[method].endswith(tables.spread(numbers.aruc_low, numbers.aruc_high))
+    assert table.paper.to_dict() == {"metav": "0.7782", "ipguard": "< 0.7782"}
+    titles = [axes.get_title() for axes in made["curves"].figure.axes]
+    assert [title.split()[0] for title in titles] == ["metav", "ipguard"]
+    assert "cannot be compared" in made["aruc"].caption and "seeds 0, 1" in made["aruc"].caption
+
+
+def test_figure_5_draws_the_scores_of_each_share_of_adversarial_examples():
+    every, made = drawn("naturalfinger_figure5", PAIR)
+    names = ["source", *(f"adversarial/{share / 10:.1f}" for share in range(1, 11))]
+    for axes, method in zip(made["scores"].figure.axes, ("metav", "ipguard"), strict=True):
+        own = [cell for cell in every if cell.label == method]
+        series, across = lines(axes)
+        for shade, prefix, extreme in ((plots.colour(method), "", min), (plots.INK, "mirror/", max)):
+            both = [[of(cell, prefix + name) for name in names] for cell in own]
+            assert series[shade] == pytest.approx(np.mean(both, axis=0).tolist())
+            assert across[shade] == extreme(map(extreme, both))
+    assert list(axes.lines[-1].get_xdata()) == [share / 10 for share in range(11)]
+    bands = made["scores"].data.set_index(["method", "side", "share"]).loc[("metav", "positive", 0.3)]
+    ends = sorted(of(cell, "adversarial/0.3") for cell in every if cell.label == "metav")
+    assert [bands.low, bands.high] == ends and ends[0] < ends[1]
+
+
+def test_figure_6_draws_signed_margins():
+    every, made = drawn("naturalfinger_figure6", PAIR)
+    data = made["margins"].data.set_index(["method", "family", "variant"])
+    assert len(data) == 2 * (9 + 9 + 4) and (data["mean"] < 0).any()
+    for family, variant in (("prune", "0.9"), ("noise", "1"), ("finetune", "RTAL")):
+        both = [margin(cell, f"{family}/{variant}") for cell in every if cell.label == "ipguard"]
+        row = data.loc[("ipguard", family, variant)]
+        assert row.tolist() == pytest.approx([np.mean(both), min(both), max(both)])
+        shown = made["margins"].table.set_index(["family", "variant"]).loc[(family, variant), "ipguard"]
+        assert shown == tables.estimate(*row)
+    pruning, noise = made["strengths"].figure.axes
+    assert list(pruning.lines[0].get_xdata()) == pytest.approx([rate / 10 for rate in range(1, 10)])
+    assert list(noise.lines[0].get_xdata()) == list(range(1, 10))
+    own = [margin(cell, "noise/1") for cell in every if cell.label == "metav"]
+    assert lines(noise)[0][plots.colour("metav")][0] == pytest.approx(np.mean(own))
+    (bars,) = made["finetuning"].figure.axes
+    own = [margin(cell, "finetune/FTLL") for cell in every if cell.label == "metav"]
+    assert bars.patches[0].get_height() == pytest.approx(np.mean(own))
+
+
+def test_figure_7_tells_seen_from_unseen_architectures():
+    every, made = drawn("naturalfinger_figure7", PAIR, "surrogates.positives=[xception]")
+    table = made["table"].table.set_index(["family", "architecture", "unseen"])
+    rows = [("resnet18", "no"), ("vgg19_bn", "yes"), ("xception", "no"), ("mean", "no"), ("mean", "yes")]
+    assert list(table.index) == [(family, *row) for family in ("distill", "knockoff") for row in rows]
+    data = made["table"].data.set_index(["method", "family", "architecture", "unseen"])
+    seen = [
+        np.mean([margin(cell, f"knockoff/{name}") for name in ("resnet18", "xception")])
+        for cell in every
+        if cell.label == "metav"
+    ]
+    expected = [np.mean(seen), min(seen), max(seen)]
+    assert data.loc[("metav", "knockoff", "mean", "no")].tolist() == pytest.approx(expected)
+    distill, knockoff = made["margins"].figure.axes
+    heights = [patch.get_height() for patch in knockoff.patches]
+    architectures = [label.get_text() for label in knockoff.get_xticklabels()]
+    assert architectures == ["resnet18", "vgg19_bn", "xception"] and distill.get_title() == "distillation"
+    both = [margin(cell, "knockoff/xception") for cell in every if cell.label == "ipguard"]
+    assert heights[-1] == pytest.approx(np.mean(both))
+
+
+def test_table_3_has_a_row_for_every_combination_of_tricks():
+    every, made = drawn("naturalfinger_table3", "attack=[source,prune,scratch]")
+    table = made["ablation"].table
+    assert len({cell.label for cell in every}) == len(table) == 8
+    tricks = [tuple(row) for row in (table.iloc[:, :3] == "x").to_numpy().tolist()]
+    assert dict(zip(tricks, table["paper"], strict=True)) == {
+        (False, False, False): "0.79",
+        (True, False, False): "0.84",
+        (False, True, False): "0.86",
+        (False, False, True): "0.80",
+        (True, True, False): "0.87",
+        (True, False, True): "0.86",
+        (False, True, True): "0.86",
+        (True, True, True): "0.91",
+    }
+    for row, switches in enumerate(tricks):
+        names = ("adversarial_labels", "input_transforms", "discriminator_loss")
+        own = [cell for cell in every if tuple(cell.bench.settings.method[name] for name in names) == switches]
+        arucs = [metrics.aruc(*metrics.sides(cell.scores)) for cell in own]
+        queries = sorted(cell.scores["queries"].iloc[0] for cell in own)
+        assert len(own) == 2
+        assert table["ARUC"][row].startswith(f"{tables.cell(float(np.mean(arucs)))} [")
+        assert table["queries"][row] == f"{queries[0]} to {queries[1]}"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_part_of_an_experiment_can_be_drawn(name):
+    _, made = drawn(name, "experiment.grid.method=[random]", "attack=[source,finetune,distill]", seeds=(0,))
+    assert made
+    for exhibit in made.values():
+        assert "seed 0;" in exhibit.caption
+        assert exhibit.table is None or len(exhibit.table)
+
+
+@pytest.mark.parametrize("draw", [plots.line_panels, plots.bar_panels])
+def test_panels_share_limits_that_hold_the_data_of_all(draw):
+    panels = {"a": plots.Panel(["x", "y"], {"metav": [0.2, 0.3]}), "b": plots.Panel(["x", "y"], {"metav": [-0.9, 0.8]})}
+    for axes in draw(panels, "margin", limits=None).axes:
+        low, high = axes.get_ylim()
+        assert low < -0.9 and 0.8 < high < 1
+    assert draw(panels, "margin", limits=(-1, 1)).axes[1].get_ylim() == (-1, 1)
+
+
+def test_a_legend_shows_every_colour_of_a_series_and_the_marker_of_its_lines():
+    shades = ("#112233", "#445566")
+    panels = {
+        shade: plots.Panel([0, 1], {"mirror": [0, 0], "positive": [1, 1]}, colours={"positive": shade})
+        for shade in shades
+    }
+    panels["other"] = plots.Panel([0, 1], {"positive": [1, 1]}, colours={"positive": shades[0]})
+    figure = plots.line_panels(panels, "score")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mirror", "positive"]
+    marks = [(line.get_color(), line.get_marker()) for line in legend.findobj(Line2D)]
+    assert marks == [(plots.colour("mirror"), "o"), (shades[0], "s"), (shades[1], "s")]
+    assert {line.get_marker() for axes in figure.axes for line in axes.lines if line.get_color() in shades} == {"s"}

@@ -1,19 +1,18 @@
 """Tasks, and a whole benchmark on a regression: diabetes, perceptrons, MetaV."""
 
-import json
-
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 from conftest import run
 from torch.nn import functional as F
 
+import fingerbench as fb
 from fingerbench import config, ops
 from fingerbench.data import SPLITS, check, digest
 from fingerbench.data.diabetes import PATIENTS, Diabetes
 from fingerbench.errors import UserError
 from fingerbench.evaluate.plots import query_grid
+from fingerbench.evaluate.run import models
 from fingerbench.nets import PERCEPTRONS, final_layer, network
 from fingerbench.records import Dataset, Images
 from fingerbench.task import Classification, Regression
@@ -139,19 +138,24 @@ def test_a_regression_runs_from_end_to_end(tmp_path):
     store, folder = tmp_path / "store", tmp_path / "run"
     words = [*SMALL, "method.iterations=60", "method.lr=0.01"]
     output = run(store, folder, *words, tiny=False)
-    scores = pd.read_csv(folder / "scores.csv").set_index("suspect")
+    scores = pd.read_csv(folder / "cells.csv").set_index("suspect")
     assert len(scores) == 2 * (1 + 4 + 3) + 2 and scores.score.between(0, 1).all() and scores.score.nunique() > 3
     assert scores.raw["source"] == 1.0 and scores.raw["mirror/source"] < 1.0
     assert set(scores.method) == {"metav"} and set(scores.source) == {"diabetes/mlp"}
-    models = pd.read_csv(folder / "models.csv").set_index("name")
-    assert models.r2["source"] > 0.2 and models.agreement["finetune/FTLL"] > 0.2
-    assert 0 <= json.loads((folder / "metrics.json").read_text())["aruc"] <= 1
-    tensors = safetensors.torch.load_file(folder / "fingerprint.safetensors")
-    assert tensors["queries"].shape == (20, 1, 1, 10) and "labels" not in tensors
-    assert (folder / "figures" / "queries.png").stat().st_size > 1000 and "ARUC" in output
+    bench = fb.open(*words, f"store={store}")
+    made = models(bench).set_index("name")
+    assert made.r2["source"] > 0.2 and made.agreement["finetune/FTLL"] > 0.2
+    assert 0 <= pd.read_csv(folder / "comparison.csv").aruc[0] <= 1 and "ARUC" in output
+    fingerprint = bench.fingerprint()
+    assert fingerprint.queries.shape == (20, 1, 1, 10) and "labels" not in fingerprint.state
+    families = pd.read_csv(folder / "families.csv").set_index("family")
+    own = scores[(scores.family == "finetune") & scores.pirated]
+    assert len(own) == families["n+"]["finetune"] == 4
+    assert families.positives["finetune"] == pytest.approx(own.score.mean())
+    assert (folder / "aruc.png").stat().st_size > 1000
     again = run(store, tmp_path / "again", *words, tiny=False)
     assert "nothing to make" in again
-    assert (tmp_path / "again" / "scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()
+    assert (tmp_path / "again" / "cells.csv").read_bytes() == (folder / "cells.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

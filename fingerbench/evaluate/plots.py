@@ -51,10 +51,12 @@ COLOURS = {
 OTHER_COLOURS = ("#332288", "#117733", "#882255", "#999933", "#661100", "#44aa99", "#aa4466", "#6699cc")
 INK = "#333333"
 MARKERS = "os^Dv<>P"
+GAP, LABEL_GAP = 1.1, 1.3  # from one image of a grid to the next, and to the next below a label, in sizes of an image
 Limits = tuple[float, float] | None
 ROBUSTNESS: Any = {"linewidth": 1.8}
 UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
 AREA: Any = {"linewidth": 0, "alpha": 0.25}
+MARK: Any = {"linestyle": "", "marker": "D", "markersize": 5, "color": INK, "markerfacecolor": "white"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Panel:
     """What one panel shows: series by name, a method as a rule, each with a value for every x.
 
     x: numbers, or texts; series: name -> values (x,), NaN where there is none; low, high: ends of their intervals,
-    for those series that have some; across: a horizontal line at each of these values, by what it is.
+    for those series that have some; across: a horizontal line at each of these values, by what it is: in the colour
+    of the series of that name, if there is one; colours: of series that have another than `colour` gives their name;
+    marks: open markers at values (x,), NaN where there is none, by what they are.
     """
 
     x: Sequence[float] | Sequence[str]
@@ -71,25 +75,18 @@ class Panel:
     high: Mapping[str, Sequence[float]] = field(default_factory=dict)
     xlabel: str = ""
     across: Mapping[str, float] = field(default_factory=dict)
+    colours: Mapping[str, str] = field(default_factory=dict)
+    marks: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def shade(self, name: str) -> str:
+        """Return the colour of a series."""
+        return self.colours.get(name) or colour(name)
 
 
 def colour(method: str) -> str:
     """Return the colour of a method, "#rrggbb"; for one not in COLOURS it follows from the name alone."""
     digest = hashlib.sha256(method.encode()).digest()
     return COLOURS.get(method, OTHER_COLOURS[digest[0] % len(OTHER_COLOURS)])
-
-
-def palette(names: Sequence[str]) -> dict[str, str]:
-    """Return the colour of each name in one figure, no two alike while they last: a method keeps its own everywhere.
-
-    Any other name has that of `colour`, or, where another name has it already, the next that is free.
-    """
-    chosen = {name: COLOURS[name] for name in names if name in COLOURS}
-    for name in dict.fromkeys(names):
-        first = OTHER_COLOURS.index(colour(name)) if name not in COLOURS else 0
-        free = [c for c in OTHER_COLOURS[first:] + OTHER_COLOURS[:first] if c not in chosen.values()]
-        chosen.setdefault(name, free[0] if free else colour(name))
-    return {name: chosen[name] for name in names}
 
 
 def aruc_figure(frame: DataFrame, title: str = "", caption: str = "") -> Figure:
@@ -155,33 +152,32 @@ def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, 
     """
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    colours = _colours(panels)
+    markers = _markers(panels)
     with _figure(max(5.2, 3.3 * columns), 2.7 * rows + 0.4, caption) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
-            _draw_lines(axes, panel, colours)
-            axes.set(title=title, xlabel=panel.xlabel, ylim=limits)
+            _draw_lines(axes, panel, markers)
+            axes.set(title=title, xlabel=panel.xlabel, **_ylim(limits))
         for row in grid:
             row[0].set_ylabel(ylabel)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        _series_legend(figure, colours)
+        _series_legend(figure, panels, markers)
     return figure
 
 
 def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, limits: Limits = None) -> Figure:
     """Draw one panel of grouped bars for each title, one below the other: a group an x, a bar a method in it.
 
-    Thin lines are intervals. limits: of y in all panels; None: as the data.
+    Thin lines are intervals, open markers the `marks`. limits: of y in all panels; None: as the data.
     """
     most = max(len(panel.x) * max(len(panel.series), 1) for panel in panels.values())
-    colours = _colours(panels)
     with _figure(min(10.0, max(5.2, 0.17 * most + 1.5)), 2.6 * len(panels) + 0.6, caption) as figure:
-        grid = figure.subplots(len(panels), 1, squeeze=False)
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharey=True)
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=True):
-            _draw_groups(axes, panel, colours)
-            axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, ylim=limits)
-        _series_legend(figure, colours)
+            _draw_groups(axes, panel)
+            axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, **_ylim(limits))
+        _series_legend(figure, panels)
     return figure
 
 
@@ -192,11 +188,11 @@ def radar_panels(panels: Mapping[str, Panel], caption: str = "") -> Figure:
     """
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    colours = _colours(panels)
+    markers = _markers(panels)
     with _figure(4.2 * columns, 4.4 * rows, caption) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"projection": "polar"})
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
-            _draw_radar(axes, panel, colours)
+            _draw_radar(axes, panel, markers)
             axes.set_title(title)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
@@ -217,19 +213,31 @@ def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: in
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"expected {len(images)} labels, one for each query, got {len(labels)}")
     columns = min(columns, len(images))
-    across, down = 1.1, 1.1 if labels is None else 1.3  # from image to image, in sizes of an image
-    rows = math.ceil(len(images) / columns)
     width = max(4.0, 0.62 * columns)
-    with _figure(width, width * rows * down / (columns * across), caption) as figure:
+    across, down = _image_grid(len(images), columns, labels is not None)
+    with _figure(width, width * down / across, caption) as figure:
         axes = figure.add_subplot()
-        for i, image in enumerate(images):
-            top, left = i // columns * down, i % columns * across
-            pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
-            axes.imshow(pixels, extent=(left, left + 1, top + 1, top), interpolation="nearest")
-            if labels is not None:
-                axes.text(left + 0.5, top + 1.03, str(labels[i]), ha="center", va="top", fontsize=6, color=INK)
-        axes.set(xlim=(0, columns * across - 0.1), ylim=(rows * down, 0))
-        axes.set_axis_off()
+        _draw_images(axes, images, columns, labels)
+        axes.set(xlim=(0, across - 0.1), ylim=(down, 0))
+    return figure
+
+
+def query_blocks(blocks: Mapping[str, Any], columns: int = 8, caption: str = "") -> Figure:
+    """Draw a block of query images for each title, two blocks side by side, each in rows of `columns`.
+
+    blocks: title -> queries as `query_grid` takes them; all images are drawn of one size.
+    """
+    across, down = _image_grid(max(map(len, blocks.values())), columns, labelled=False)
+    beside = min(2, len(blocks))
+    rows = math.ceil(len(blocks) / beside)
+    with _figure(3.6 * beside, rows * (3.6 * down / across + 0.3), caption) as figure:
+        grid = figure.subplots(rows, beside, squeeze=False)
+        for axes, (title, queries) in zip(grid.flat, blocks.items(), strict=False):
+            _draw_images(axes, np.asarray(queries, dtype=np.float64), columns)
+            axes.set(xlim=(0, across - 0.1), ylim=(down, 0))
+            axes.set_title(title, loc="left", fontsize=8)
+        for axes in grid.flat[len(blocks) :]:
+            axes.remove()
     return figure
 
 
@@ -271,6 +279,23 @@ def _figure(width: float, height: float, caption: str) -> Iterator[Figure]:
         yield figure
 
 
+def _image_grid(n: int, columns: int, labelled: bool) -> tuple[float, float]:
+    """Return the width and the height of a grid of `n` images, in sizes of an image, the gaps between them included."""
+    return columns * GAP, math.ceil(n / columns) * (LABEL_GAP if labelled else GAP)
+
+
+def _draw_images(axes: Axes, images: Any, columns: int, labels: Sequence[object] | None = None) -> None:
+    """Draw images (n, c, h, w), each one unit wide and high, in rows of `columns` from the upper left."""
+    down = GAP if labels is None else LABEL_GAP
+    for i, image in enumerate(images):
+        top, left = i // columns * down, i % columns * GAP
+        pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+        axes.imshow(pixels, extent=(left, left + 1, top + 1, top), interpolation="nearest")
+        if labels is not None:
+            axes.text(left + 0.5, top + 1.03, str(labels[i]), ha="center", va="top", fontsize=6, color=INK)
+    axes.set_axis_off()
+
+
 def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
     """Draw the mean curves of `runs`: exact steps, each value holding from the last breakpoint up to its own."""
     scores = [metrics.sides(run) for run in runs]
@@ -284,46 +309,48 @@ def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
 
 
-def _colours(panels: Mapping[str, Panel]) -> dict[str, str]:
-    return palette([name for panel in panels.values() for name in panel.series])
+def _ylim(limits: Limits) -> dict[str, Any]:
+    return {"ylim": limits} if limits else {}  # None would freeze what all panels share as the first of them needs it
 
 
-def _marker(name: str, colours: Mapping[str, str]) -> str:
-    return MARKERS[list(colours).index(name) % len(MARKERS)]
-
-
-def _draw_lines(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
+def _draw_lines(axes: Axes, panel: Panel, markers: Mapping[str, str]) -> None:
     texts = any(isinstance(x, str) for x in panel.x)
     places = np.arange(len(panel.x)) if texts else np.asarray(panel.x, dtype=float)
+    for name, value in panel.across.items():
+        shade = panel.shade(name) if name in panel.series else INK
+        axes.axhline(value, color=shade, linewidth=0.8, dashes=(3, 2))
     for name, values in panel.series.items():
+        shade = panel.shade(name)
         if name in panel.low:
-            axes.fill_between(places, panel.low[name], panel.high[name], color=colours[name], alpha=0.15, linewidth=0)
-        axes.plot(places, values, color=colours[name], marker=_marker(name, colours), markersize=4)
-    for value in panel.across.values():
-        axes.axhline(value, color=INK, linewidth=0.8, dashes=(3, 2))
+            axes.fill_between(places, panel.low[name], panel.high[name], color=shade, alpha=0.15, linewidth=0)
+        axes.plot(places, values, color=shade, marker=markers[name], markersize=4)
     axes.set_xticks(places, [str(x) for x in panel.x] if texts else [f"{x:g}" for x in places], fontsize=8)
 
 
-def _draw_groups(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
+def _draw_groups(axes: Axes, panel: Panel) -> None:
     width = 0.8 / max(len(panel.series), 1)
     for number, (name, values) in enumerate(panel.series.items()):
         places = np.arange(len(panel.x)) - 0.4 + width * (number + 0.5)
-        axes.bar(places, values, 0.92 * width, color=colours[name])
+        axes.bar(places, values, 0.92 * width, color=panel.shade(name))
         if name in panel.low:
-            axes.vlines(places, panel.low[name], panel.high[name], color=INK, linewidth=0.8)
+            for ink, linewidth in (("white", 2.4), (INK, 1.0)):  # the white edge parts the line from a dark bar
+                axes.vlines(places, panel.low[name], panel.high[name], color=ink, linewidth=linewidth)
+    for values in panel.marks.values():
+        axes.plot(np.arange(len(panel.x)), values, **MARK)
     turned = max(len(str(x)) for x in panel.x) * len(panel.x) > 60
     labels: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(np.arange(len(panel.x)), [str(x) for x in panel.x], fontsize=8, **labels)
     axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(-0.6, len(panel.x) - 0.4)
     axes.grid(visible=False, axis="x")
 
 
-def _draw_radar(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
+def _draw_radar(axes: Axes, panel: Panel, markers: Mapping[str, str]) -> None:
     angles = np.linspace(0, 2 * np.pi, len(panel.x), endpoint=False)
     for name, values in panel.series.items():
         area = f", ABP {metrics.abp(values):.2f}" if len(values) == 6 else ""
-        style: Any = {"color": colours[name], "marker": _marker(name, colours), "markersize": 3.5}
-        axes.plot(np.append(angles, 0), [*values, values[0]], linewidth=1.3, label=name + area, **style)
+        style: Any = {"color": panel.shade(name), "marker": markers[name], "markersize": 3.5, "linewidth": 1.3}
+        axes.plot(np.append(angles, 0), [*values, values[0]], label=name + area, **style)
     axes.set_xticks(angles, [str(x) for x in panel.x], fontsize=8)
     axes.set_yticks([0.25, 0.5, 0.75, 1], ["", "0.5", "", "1"], fontsize=7, color=INK)
     axes.set_ylim(0, 1.02)
@@ -333,15 +360,40 @@ def _draw_radar(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=7)
 
 
-def _series_legend(figure: Figure, colours: Mapping[str, str]) -> None:
-    """Put a legend of the series, with their colours, above the axes."""
-    from matplotlib.lines import Line2D
+def _markers(panels: Mapping[str, Panel]) -> dict[str, str]:
+    """Return the marker of each series, the same in all panels."""
+    names = dict.fromkeys(name for panel in panels.values() for name in panel.series)
+    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
 
-    handles = [
-        Line2D([], [], color=shade, marker=_marker(name, colours), markersize=5, label=name)
-        for name, shade in colours.items()
+
+def _series_legend(figure: Figure, panels: Mapping[str, Panel], markers: Mapping[str, str] | None = None) -> None:
+    """Put a legend above the axes: each series once with all its colours, lines if `markers`, else bars; each mark."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    shades: dict[str, list[str]] = {}
+    for panel in panels.values():
+        for name in panel.series:
+            shades.setdefault(name, []).append(panel.shade(name))
+    handles: list[Any] = [
+        tuple(
+            Line2D([], [], color=shade, marker=markers[name], markersize=5) if markers else Patch(color=shade)
+            for shade in dict.fromkeys(found)
+        )
+        for name, found in shades.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=8)
+    marks = dict.fromkeys(name for panel in panels.values() for name in panel.marks)
+    handles += [(Line2D([], [], **MARK),) for _ in marks]
+    figure.legend(
+        handles,
+        [*shades, *marks],
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+        handlelength=max(2.0, 1.2 * max(map(len, handles))),  # room for every colour of a series
+        loc="outside upper center",
+        ncols=min(4, len(handles)),
+        fontsize=8,
+    )
 
 
 def _draw_bars(axes: Axes, means: DataFrame, seeds: DataFrame, metric: str) -> None:

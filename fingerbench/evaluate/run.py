@@ -129,11 +129,15 @@ def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
 
 
 def draw_gan(fid: Artefact, folder: Path) -> None:
-    """Draw figures/gan: ten samples in a row, a row a class."""
+    """Draw figures/gan."""
+    plots.save(plots.query_grid(fid.tensors["samples"].numpy(), caption=gan_caption(fid)), folder / "gan", ("png",))
+
+
+def gan_caption(fid: Artefact) -> str:
+    """Return the line below samples of a GAN, ten in a row: whether each row is a class, and its FID."""
     facts = fid.facts
     rows = "a row a class" if facts["conditional"] else "unconditional"
-    caption = f"{facts['name']}, {rows}; FID {facts['fid']:.3g} with the {facts['features']}"
-    plots.save(plots.query_grid(fid.tensors["samples"].numpy(), caption=caption), folder / "gan", formats=("png",))
+    return f"{facts['name']}, {rows}; FID {facts['fid']:.3g} with the {facts['features']}"
 
 
 def describe(bench: Bench, seconds: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""What several recipes share: cells by method, and quantities of single models over the seeds of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fingerbench.evaluate import metrics, tables
+from fingerbench.evaluate.experiment import Cell
+from fingerbench.evaluate.plots import Panel
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SPREAD = "means over the seeds, with the range over the seeds as a band, a thin line or in brackets"
+
+
+def by_label(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Return the cells of each label, one a seed, in the order of the grid."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.label, []).append(cell)
+    return groups
+
+
+def scores_of(cells: Sequence[Cell]) -> DataFrame:
+    """Return the scores of all cells, one below the other."""
+    import pandas as pd
+
+    return pd.concat([cell.scores for cell in cells], ignore_index=True)
+
+
+def queries_of(cells: Sequence[Cell]) -> str:
+    """Return how many queries each method had, mean over its seeds, for a caption."""
+    counts = {
+        label: np.mean([cell.bench.store.facts(cell.bench.fingerprint_spec)["queries"] for cell in group])
+        for label, group in by_label(cells).items()
+    }
+    return "Queries: " + ", ".join(f"{label} {count:.4g}" for label, count in counts.items()) + "."
+
+
+def margins(cells: Sequence[Cell]) -> DataFrame:
+    """Return a row for every cell and theft whose mirror is there: method (the label), seed, family, variant, margin.
+
+    margin is in [-1, 1] and signed; see `metrics.margins`.
+    """
+    import pandas as pd
+
+    frames = [metrics.margins(cell.scores).assign(method=cell.label, seed=cell.bench.settings.seed) for cell in cells]
+    columns = ["method", "seed", "family", "variant", "margin"]
+    return pd.concat(frames, ignore_index=True)[columns].dropna(subset=["margin"])
+
+
+def over_seeds(frame: DataFrame, by: Sequence[str], value: str) -> DataFrame:
+    """Return the columns `by` and mean, low, high of `value` in each of their groups, in the order of `frame`.
+
+    low, high: the range over the rows of a group, which are those of the seeds; missing where there is but one.
+    """
+    groups = frame.groupby(list(by), sort=False)[value]
+    means = groups.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
+    means.loc[means["seeds"] < 2, ["low", "high"]] = np.nan
+    return means.drop(columns="seeds")
+
+
+def panel(means: DataFrame, x: str, series: str = "method", xlabel: str = "") -> Panel:
+    """Return a panel of `over_seeds`: a group or point for each value of the column `x`, a line or bar for each series.
+
+    Raises:
+        ValueError: two rows have the same `x` and `series`.
+    """
+    places, names = means[x].unique(), means[series].unique()
+    mean, low, high = (
+        {name: wide[name].to_list() for name in names}
+        for wide in (means.pivot(index=x, columns=series, values=v).reindex(places) for v in ("mean", "low", "high"))
+    )
+    return Panel(places.tolist(), mean, low, high, xlabel)
+
+
+def side_by_side(means: DataFrame, rows: Sequence[str]) -> DataFrame:
+    """Return `over_seeds` as a table shows it: a row for each value of the columns `rows`, a column for each method."""
+    import pandas as pd
+
+    texts = [tables.estimate(*numbers) for numbers in means[["mean", "low", "high"]].to_numpy().tolist()]
+    wide = means.assign(text=texts).pivot(index=list(rows), columns="method", values="text")
+    order = pd.MultiIndex.from_frame(means[list(rows)].drop_duplicates())
+    return wide.reindex(order)[list(means["method"].unique())].fillna(tables.NOTHING).reset_index()

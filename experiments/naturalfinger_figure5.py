@@ -1,0 +1,59 @@
+"""Adversarial training: how a thief who fine-tunes with adversarial examples moves the scores of four methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from experiments.common import SPREAD, by_label, over_seeds, panel
+from fingerbench.evaluate import plots
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SIDES = {True: "positive", False: "mirror"}
+
+
+@dataclass(frozen=True)
+class Figure5(Experiment):
+    """One panel a method: the scores of the source and of its mirror, the more adversarial examples they learn from."""
+
+    paper: ClassVar[str] = "NaturalFinger, figure 5"
+    title: ClassVar[str] = "matching rate after adversarial training"
+
+    def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
+        """Return the curves, with their numbers."""
+        scores = _scores(cells)
+        if scores.empty:
+            return []
+        means = over_seeds(scores, ["method", "side", "share"], "score")
+        panels = {label: _panel(label, means, scores) for label in by_label(cells)}
+        said = (
+            f"{caption(cells)} Scores are {SPREAD}. Share: of the images fine-tuned with, those whose adversarial "
+            "examples were added, at 0 the source and its mirror, unattacked. Dashed: the lowest positive and, in the "
+            "colour of the mirrors, the highest mirror here under any seed."
+        )
+        figure = plots.line_panels(panels, "score", said, limits=(-0.03, 1.03))
+        return [Exhibit("scores", said, figure=figure, data=means)]
+
+
+def _scores(cells: Sequence[Cell]) -> DataFrame:
+    """Return method, seed, side, share, score of the unattacked and the adversarially trained pairs."""
+    import pandas as pd
+
+    frame = pd.concat([c.scores.assign(method=c.label) for c in cells], ignore_index=True)
+    frame = frame[frame["family"].isin(["source", "adversarial"])]
+    shares = frame["variant"].where(frame["family"] == "adversarial", "0").astype(float)
+    sides = frame["pirated"].map(SIDES)
+    return frame.assign(share=shares, side=sides)[["method", "seed", "side", "share", "score"]].sort_values(
+        "share", kind="stable"
+    )
+
+
+def _panel(method: str, means: DataFrame, scores: DataFrame) -> plots.Panel:
+    drawn = panel(means[means["method"] == method], "share", "side", "share of adversarial examples")
+    own = scores[scores["method"] == method].groupby("side")["score"]
+    across = {"positive": own.min()["positive"], "mirror": own.max()["mirror"]}
+    return replace(drawn, across=across, colours={"positive": plots.colour(method), "mirror": plots.INK})
