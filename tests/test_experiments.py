@@ -42,6 +42,8 @@ def scores(cell, number):
         seed=cell.bench.settings.seed,
         source="digits/resnet18",
         profile="demo",
+        evasion="none",
+        accuracy=0.9,
     )
 
 
