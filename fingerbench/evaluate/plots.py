@@ -207,9 +207,9 @@ def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: in
 def query_blocks(blocks: Mapping[str, Any], columns: int = 8, caption: str = "") -> Figure:
     """Draw a block of query images for each title, two blocks side by side, each in rows of `columns`.
 
-    blocks: title -> queries as `query_grid` takes them; all images are drawn of one size.
+    blocks: title -> queries as `query_grid` takes them, or none; all images are drawn of one size.
     """
-    across, down = _image_grid(max(map(len, blocks.values())), columns, labelled=False)
+    across, down = _image_grid(max(1, *map(len, blocks.values())), columns, labelled=False)
     beside = min(2, len(blocks))
     rows = math.ceil(len(blocks) / beside)
     with _figure(3.6 * beside, rows * (3.6 * down / across + 0.3), caption) as figure:
