@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[1]
 
 # Those that this project ships; a user's own come without an edit here.
-METHODS = OmegaConf.load(ROOT / "conf/experiment/methods.yaml").hydra.sweeper.params.method.split(",")
+METHODS = list(OmegaConf.load(ROOT / "conf/experiment/methods.yaml").experiment.grid.method)
 
 torch.set_num_threads(1)  # two busy threads on two busy cores are many times slower than one
 
