@@ -25,6 +25,22 @@ def by_label(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return groups
 
 
+def scores_of(cells: Sequence[Cell]) -> DataFrame:
+    """Return the scores of all cells, one below the other."""
+    import pandas as pd
+
+    return pd.concat([cell.scores for cell in cells], ignore_index=True)
+
+
+def queries_of(cells: Sequence[Cell]) -> str:
+    """Return how many queries each method had, mean over its seeds, for a caption."""
+    counts = {
+        label: np.mean([cell.bench.store.facts(cell.bench.fingerprint_spec)["queries"] for cell in group])
+        for label, group in by_label(cells).items()
+    }
+    return "Queries: " + ", ".join(f"{label} {count:.4g}" for label, count in counts.items()) + "."
+
+
 def margins(cells: Sequence[Cell]) -> DataFrame:
     """Return a row for every cell and theft whose mirror is there: method (the label), seed, family, variant, margin.
 

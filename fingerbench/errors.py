@@ -17,6 +17,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class NoQueriesError(UserError):
+    """A method found no query at all: a result, if a sad one. A run notes it, and every suspect scores 0."""
+
+
 class BuildError(Exception):
     """Making an artefact failed for no fault of the user's. The message holds what the worker said."""
 

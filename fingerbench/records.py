@@ -144,9 +144,9 @@ class Setting:
 class Fingerprint:
     """What a method asks of suspects, and what it needs to judge the answers. Tensors and plain numbers only.
 
-    queries: float32 (n, c, h, w) in [0, 1], n >= 1; state: named tensors for `similarity`, such as "labels";
-    yields: counts of candidates on the way, such as tried and screened; note: why there are fewer queries than
-    asked for, empty if there are not.
+    queries: float32 (n, c, h, w) in [0, 1]; state: named tensors for `similarity`, such as "labels"; yields: counts of
+    candidates on the way, such as tried and screened; note: why there are fewer queries than asked for, empty if there
+    are not. Without a note n >= 1.
     """
 
     queries: Tensor
@@ -156,8 +156,10 @@ class Fingerprint:
 
     def __post_init__(self) -> None:
         q = self.queries
-        if q.ndim != 4 or q.dtype != torch.float32 or len(q) == 0:
+        if q.ndim != 4 or q.dtype != torch.float32 or (len(q) == 0 and not self.note):
             raise ValueError(f"queries: expected float32 (n, c, h, w), n >= 1; got {q.dtype} {tuple(q.shape)}")
+        if len(q) == 0:
+            return
         if not bool(torch.isfinite(q).all()) or float(q.min()) < 0 or float(q.max()) > 1:
             raise ValueError(f"queries: expected values in [0, 1], got {float(q.min())} to {float(q.max())}")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fingerbench import ops
 from fingerbench.api import Access
-from fingerbench.errors import UserError
+from fingerbench.errors import NoQueriesError
 from fingerbench.records import Fingerprint, Images, Setting
 
 
@@ -44,7 +44,7 @@ class AKH:
         """
         wrong, truth = mistakes(setting.source, setting.heldout, setting.device)
         if len(wrong) == 0:
-            raise UserError(
+            raise NoQueriesError(
                 f"akh: the source makes no mistake on {len(setting.heldout)} held-out images, and this method needs "
                 "one at least; give it more held-out images or choose another method"
             )

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
-from fingerbench.errors import UserError
+from fingerbench.errors import NoQueriesError, UserError
 from fingerbench.gans import freqgan as networks
 from fingerbench.gans.train import Hinge, descend
 from fingerbench.records import AdversarialLoss, Fingerprint, Setting
@@ -158,7 +158,7 @@ class FreqGAN:
             if yields["screened"] >= setting.budget:
                 break
         if not yields["screened"]:
-            raise UserError(
+            raise NoQueriesError(
                 f"freqgan: the source errs on none of {yields['tried']} perturbed training images; "
                 "raise method.epochs or method.epsilon"
             )

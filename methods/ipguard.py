@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
-from fingerbench.errors import UserError
+from fingerbench.errors import NoQueriesError
 from fingerbench.records import Fingerprint, Setting
 
 ADAM_BETAS = (0.9, 0.999)
@@ -65,7 +65,7 @@ class IPGuard:
             queries.append(points)
             tried, accepted = tried + len(x), accepted + len(points)
         if accepted == 0:
-            raise UserError(
+            raise NoQueriesError(
                 f"ipguard: none of {tried} start images reached a margin of {self.margin:g} logits in {self.steps} "
                 "steps; lower method.margin or raise method.steps"
             )

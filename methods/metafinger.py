@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
-from fingerbench.errors import UserError, require
+from fingerbench.errors import NoQueriesError, require
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.transforms import (
     GaussianBlur,
@@ -105,7 +105,7 @@ class MetaFinger:
             if yields["screened"] >= setting.budget:
                 break
         if not yields["screened"]:
-            raise UserError(
+            raise NoQueriesError(
                 f"metafinger: none of {yields['tried']} images became a query; {yields['unanimous']} got one label "
                 "from the positives that validate, none of these another label from all negatives; raise method.epochs"
             )

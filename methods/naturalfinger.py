@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from fingerbench import ops
 from fingerbench.api import Access
-from fingerbench.errors import UserError
+from fingerbench.errors import NoQueriesError, UserError
 from fingerbench.records import Fingerprint, Gan, Setting
 from fingerbench.transforms import GaussianNoise, HorizontalFlip, Identity, Shear, Transform, Translate
 
@@ -228,7 +228,7 @@ class NaturalFinger:
             stage = f"the adversarial labels: FGSM of {self.fgsm:.3f} changed no label; raise method.fgsm"
         else:
             stage = f"the final screening: none of {yields['optimised']} passed it; raise method.epochs"
-        raise UserError(f"naturalfinger: none of {yields['tried']} latents became a query; all died in {stage}")
+        raise NoQueriesError(f"naturalfinger: none of {yields['tried']} latents became a query; all died in {stage}")
 
     def _note(self, yields: Counter[str], budget: int) -> str:
         if yields["screened"] >= budget:

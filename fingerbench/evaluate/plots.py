@@ -182,6 +182,24 @@ def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, l
     return figure
 
 
+def radar_panels(panels: Mapping[str, Panel], caption: str = "") -> Figure:
+    """Draw one radar chart for each title: an axis an x, from 0 in the middle to 1, and a polygon a method.
+
+    x: at least three texts. Where there are six, the area of a polygon, `metrics.abp`, stands beside its name.
+    """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    markers = _markers(panels)
+    with _figure(4.2 * columns, 4.4 * rows, caption) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"projection": "polar"})
+        for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
+            _draw_radar(axes, panel, markers)
+            axes.set_title(title)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+    return figure
+
+
 def stamp(figure: Figure, text: str) -> None:
     """Write `text` across the top of a finished figure, so that nobody takes it for more than it is."""
     figure.suptitle(text, color="#b00020", fontsize=9)
@@ -343,6 +361,21 @@ def _draw_groups(axes: Axes, panel: Panel) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlim(-0.6, len(panel.x) - 0.4)
     axes.grid(visible=False, axis="x")
+
+
+def _draw_radar(axes: Axes, panel: Panel, markers: Mapping[str, str]) -> None:
+    angles = np.linspace(0, 2 * np.pi, len(panel.x), endpoint=False)
+    for name, values in panel.series.items():
+        area = f", ABP {metrics.abp(values):.2f}" if len(values) == 6 else ""
+        style: Any = {"color": panel.shade(name), "marker": markers[name], "markersize": 3.5, "linewidth": 1.3}
+        axes.plot(np.append(angles, 0), [*values, values[0]], label=name + area, **style)
+    axes.set_xticks(angles, [str(x) for x in panel.x], fontsize=8)
+    axes.set_yticks([0.25, 0.5, 0.75, 1], ["", "0.5", "", "1"], fontsize=7, color=INK)
+    axes.set_ylim(0, 1.02)
+    axes.set(theta_offset=np.pi / 2, theta_direction=-1, rlabel_position=180 / len(panel.x))
+    axes.spines["polar"].set_visible(False)
+    axes.tick_params(axis="x", pad=7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=7)
 
 
 def _markers(panels: Mapping[str, Panel]) -> dict[str, str]:

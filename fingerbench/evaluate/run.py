@@ -88,7 +88,9 @@ def scores(bench: Bench) -> pd.DataFrame:
 
 
 def _mean(judge: Callable[[Fingerprint, Tensor], float], fingerprint: Fingerprint, answers: Tensor) -> float:
-    """Return the mean judgement over answers (draws, n, ...)."""
+    """Return the mean judgement over answers (draws, n, ...), 0 where n is 0: who asks nothing, accuses nobody."""
+    if not len(fingerprint):
+        return 0.0
     return sum(judge(fingerprint, drawn) for drawn in answers) / len(answers)
 
 
@@ -116,9 +118,11 @@ def models(bench: Bench) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
-    """Draw figures/aruc and figures/queries."""
+    """Draw figures/aruc and, if there are queries, figures/queries."""
     caption = plots.caption_of(frame)
     plots.save(plots.aruc_figure(frame, caption=caption), folder / "aruc")
+    if not len(fingerprint):
+        return
     labels = fingerprint.state["labels"].tolist() if "labels" in fingerprint.state else None
     grid = plots.query_grid(fingerprint.queries.numpy(), labels=labels, caption=caption)
     plots.save(grid, folder / "queries", formats=("png",))

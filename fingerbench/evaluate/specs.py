@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench.api import Access, Fingerprinter
+from fingerbench.errors import NoQueriesError
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
 from fingerbench.ops import eight_bit, predict
@@ -56,10 +57,14 @@ class FingerprintSpec(Spec):
         return 30.0 if self.positives else 5.0
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Let the method make its queries, in a world where there is no suspect."""
+        """Let the method make its queries, in a world where there is no suspect; that it found none is a result too."""
         began = time.perf_counter()
         with seeded(self.seed) as generator:
-            fingerprint = self.method.fingerprint(self._setting(workshop, generator))
+            setting = self._setting(workshop, generator)
+            try:
+                fingerprint = self.method.fingerprint(setting)
+            except NoQueriesError as error:
+                fingerprint = Fingerprint(torch.empty(0, *workshop.data.shape), {}, note=str(error))
         if len(fingerprint) > self.budget:
             raise ValueError(f"{self.name}: expected at most {self.budget} queries, got {len(fingerprint)}")
         return dict(fingerprint.tensors()), {
@@ -163,7 +168,10 @@ class ResponseSpec(Spec):
         return 0.01
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Ask everything at once."""
+        """Ask everything at once. Of a fingerprint without queries the answers are empty, (1, 0)."""
+        if not workshop.store.facts(self.fingerprint)["queries"]:
+            nothing = torch.empty(1, 0)
+            return {"answers": nothing, "answers_8bit": nothing}, {"queries": 0}
         evasion = self.evasion.evasion if self.evasion else Evasion()
         whose = self.suspect.key if evasion.draws > 1 else ""  # where nothing is random, all suspects get the same
         asked = self._asked(workshop, whose) if whose else self._asked_of_all(workshop)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, require
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.table import Zoo
 
@@ -56,17 +56,30 @@ class Augmented:
 
     positives: variants of `copy`, one copy of the source for each; scratch: architectures of the independent models;
     copies: variants of `copy`, one copy of each independent model for each, as many as the augmentation factor.
+    negatives, factor: how many of `scratch` and of `copies`, from the first on; None: all. What a model is does not
+    hang on them, so that plans which differ in nothing else share models.
     """
 
     positives: tuple[str, ...]
     scratch: tuple[str, ...]
     copies: tuple[str, ...]
     copy: Attack
+    negatives: int | None = None
+    factor: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, value, least, most in (
+            ("negatives", self.negatives, 1, len(self.scratch)),
+            ("factor", self.factor, 0, len(self.copies)),
+        ):
+            sound = value is None or (isinstance(value, int) and least <= value <= most)
+            require(sound, f"surrogates.{key}", f"null or a whole number from {least} to {most}", value)
 
     def specs(self, zoo: Zoo) -> Specs:
         """Return the source and its copies; each independent model, followed by its copies."""
-        source, independent = zoo.original(), _independent(zoo, self.scratch)
-        negatives = [spec for model in independent for spec in self._with_copies(zoo, model, model.name, self.copies)]
+        source, independent = zoo.original(), _independent(zoo, self.scratch[: self.negatives])
+        copies = self.copies[: self.factor]
+        negatives = [spec for model in independent for spec in self._with_copies(zoo, model, model.name, copies)]
         return tuple(self._with_copies(zoo, source, "surrogate/positive", self.positives)), tuple(negatives)
 
     def _with_copies(self, zoo: Zoo, base: ModelSpec, name: str, variants: Sequence[str]) -> Iterator[ModelSpec]:

@@ -1,0 +1,57 @@
+"""MetaFinger's table 1: how often models that have nothing to do with the source answer as it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from experiments.common import SPREAD, over_seeds, queries_of, scores_of
+from fingerbench.evaluate import tables
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+
+ARCHITECTURES = {  # of the paper, and the independent model of ours that comes nearest
+    "ResNet": "mirror/source",
+    "VGG": "scratch/vgg19_bn",
+    "InceptionV3": "scratch/inceptionv3",
+    "DenseNet": "scratch/densenet121",
+}
+# Yang, Wang, Wang, IJCAI 2022, table 1, CIFAR-10: query accuracy in %, in the order of ARCHITECTURES.
+PAPER = {
+    "metafinger": (4.00, 4.67, 12.33, 4.00),
+    "ipguard": (13.00, 0.67, 0.67, 5.00),
+}
+WATERMARKS = {  # of the same table; no method of this benchmark
+    "Adi (scratch)": (12.67, 10.67, 11.00, 9.67),
+    "Adi (pretrained)": (12.33, 12.00, 10.33, 10.67),
+    "Jia (pretrained)": (0.33, 0.00, 0.00, 0.33),
+}
+
+
+@dataclass(frozen=True)
+class Table1(Experiment):
+    """A row a method and architecture, ours beside the paper's, in per cent."""
+
+    paper: ClassVar[str] = "MetaFinger, table 1"
+    title: ClassVar[str] = "query accuracy on independent models, in %"
+
+    def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
+        """Return the table."""
+        frame = scores_of(cells)
+        frame = frame[frame["suspect"].isin(ARCHITECTURES.values())].assign(percent=lambda f: 100 * f["score"])
+        rows = over_seeds(frame, ["method", "suspect"], "percent")
+        names, numbers = list(ARCHITECTURES), {suspect: i for i, suspect in enumerate(ARCHITECTURES.values())}
+        place = [numbers[suspect] for suspect in rows["suspect"]]
+        rows.insert(1, "architecture", [names[i] for i in place])
+        printed = [PAPER[m][i] if m in PAPER else None for m, i in zip(rows["method"], place, strict=True)]
+        rows["paper"] = printed
+        ours = [tables.estimate(*numbers) for numbers in rows[["mean", "low", "high"]].to_numpy().tolist()]
+        table = rows[["method", "architecture", "suspect"]].assign(ours=ours, paper=printed)
+        others = "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, values in WATERMARKS.items())
+        said = (
+            "Per cent of queries to which an independent model answers what the source does; less is better. "
+            f"{SPREAD.capitalize()}. The paper's are means over 3 models of an architecture; we have one of each, "
+            f"and the seeds are those of the method. The paper's watermarks, not in this benchmark, in the order "
+            f"{', '.join(names)}: {others}. {queries_of(cells)} {caption(cells, paper=True)}"
+        )
+        return [Exhibit("metafinger_table1", said, table=table, data=rows)]

@@ -1,0 +1,216 @@
+"""The recipes of MetaFinger, of FreqGAN's paper and of the evasions, on a zoo that nobody has trained."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.freqgan_table1 import PAPER, SHORT
+from experiments.metafinger_table1 import PAPER as CLEAN
+from fingerbench import bench as benches
+from fingerbench import config
+from fingerbench.data.digits import Digits
+from fingerbench.errors import UserError
+from fingerbench.evaluate import metrics, plots
+from fingerbench.evaluate.experiment import cells, page, recipe, write
+from fingerbench.evaluate.run import scores
+from fingerbench.zoo.model import ModelSpec
+
+ALL = ["source", "finetune", "prune", "noise", "adversarial", "distill", "knockoff"]
+TINY = [
+    "zoo.architectures=[resnet18,vgg19_bn]",
+    "zoo.width=0.0625",
+    "data.transfer=64",
+    "queries=10",
+]
+VARIANTS = {"finetune": "[FTLL,RTAL]", "prune": "[0.1,0.9]", "noise": "[1]", "adversarial": "[0.5]"}
+
+
+def make(spec, bench):
+    """Put `spec` and what it needs into the store; a model keeps the weights that it was born with."""
+    if bench.store.has(spec):
+        return
+    for parent in spec.needs():
+        make(parent, bench)
+    if not isinstance(spec, ModelSpec):
+        bench.store.save(spec, *spec.make(bench.workshop))
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed % 2**32)
+        weights = spec.network(bench.data.shape).state_dict()
+    bench.store.save(spec, weights, {"name": spec.name, "accuracy": spec.seed % 100 / 100, "seconds": 0.0})
+
+
+@pytest.fixture(scope="module")
+def draw(tmp_path_factory):
+    """Return a function that fills an experiment and gives its page and its cells."""
+    store = tmp_path_factory.mktemp("meta")
+    data = benches.open(*TINY).data
+
+    def fill_and_draw(name, *words, families=ALL):
+        thin = [f"attack.{family}.variants={VARIANTS[family]}" for family in families if family in VARIANTS]
+        given = [f"experiment={name}", f"store={store}", f"attack=[{','.join(families)}]", *TINY, *thin, *words]
+        experiment = recipe(config.compose(given))
+        every = cells(experiment, given)
+        for cell in every:
+            for spec in cell.bench.plan():
+                make(spec, cell.bench)
+        return page(name, experiment, every), every
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Digits, "load", lambda _: data)  # rendering the fonts takes seconds each time
+        yield fill_and_draw
+
+
+def table(drawn, name):
+    return next(exhibit for exhibit in drawn.exhibits if exhibit.name == name).table
+
+
+def cell_of(every, **settings):
+    return next(cell for cell in every if settings.items() <= cell.settings.items())
+
+
+TWO = ("experiment.grid.method=[random,akh]", "experiment.seeds=[0,1]")
+
+
+def test_figure_3_has_means_and_ranges_of_what_is_there(draw, tmp_path):
+    drawn, every = draw("metafinger_figure3", *TWO, families=["source", "finetune", "prune"])
+    assert [exhibit.name for exhibit in drawn.exhibits] == [
+        "metafinger_figure3_finetune",
+        "metafinger_figure3_lines",
+        "metafinger_figure3",
+    ]
+    lines = drawn.exhibits[1]
+    assert "0.7" not in lines.data["variant"].tolist()
+    assert "70 %" in lines.caption and len(lines.figure.axes) == 1
+    values = [c.scores.set_index("suspect").loc["prune/0.9", "score"] for c in every if c.settings["method"] == "akh"]
+    row = lines.data.set_index(["method", "variant"]).loc[("akh", "0.9")]
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((np.mean(values), min(values), max(values)))
+    assert table(drawn, "metafinger_figure3")["family"].tolist() == ["finetune", "prune", "all"]
+    assert all(file.stat().st_size for file in write(drawn, tmp_path))
+
+
+def test_the_paper_stands_beside_the_methods_that_it_has(draw):
+    alone = ("experiment.grid.method=[random]", "experiment.seeds=[0]", "label=ipguard")
+    drawn, _ = draw("metafinger_table1", *alone, families=["source", "scratch"])
+    shown = table(drawn, "metafinger_table1")
+    assert shown["suspect"].tolist() == ["mirror/source", "scratch/vgg19_bn"]
+    assert shown["paper"].tolist() == list(CLEAN["ipguard"][:2])
+    assert "12.67, 10.67, 11.00, 9.67" in drawn.exhibits[0].caption
+    assert "cannot be compared" in drawn.exhibits[0].caption
+    drawn, _ = draw("freqgan_table1", *alone, families=["source", "prune"])
+    assert table(drawn, "freqgan_table1")["paper MEP"].tolist() == [PAPER["ipguard"]["MEP"]]
+
+
+def test_table_1_is_in_per_cent(draw):
+    drawn, every = draw("metafinger_table1", *TWO, families=["source", "scratch"])
+    mirror = [c.scores.set_index("suspect").loc["mirror/source", "score"] for c in every if c.label == "random"]
+    row = drawn.exhibits[0].data.set_index(["method", "suspect"]).loc[("random", "mirror/source")]
+    assert row["mean"] == pytest.approx(100 * np.mean(mirror))
+    assert row["high"] == pytest.approx(100 * max(mirror))
+
+
+def test_figure_5_asks_the_source_alone(draw):
+    words = ("experiment.grid.evasion=[gaussian_noise,median]", "experiment.grid.method=[akh]", "experiment.seeds=[0]")
+    drawn, every = draw("metafinger_figure5", *words, families=["source"])
+    data = drawn.exhibits[0].data.set_index(["evasion", "method"])
+    assert len(data) == 2
+    (noised,) = cell_of(every, evasion="gaussian_noise").scores.query("pirated")["score"]
+    assert data.loc[("gaussian noise", "akh"), "mean"] == noised
+    assert np.isnan(data["low"]).all()
+    assert "drawn 3 times" in drawn.exhibits[0].caption
+    bars = drawn.exhibits[0].figure.axes[0].patches
+    assert sorted(bar.get_height() for bar in bars) == pytest.approx(sorted(data["mean"]))
+
+
+def test_the_cells_of_figure_7_share_their_models():
+    zoo = benches.open("method=random", "attack=source").zoo
+
+    def surrogates(*words):
+        return config.build(config.compose(["surrogates=fifteen", *words]).surrogates).specs(zoo)
+
+    positives, most = surrogates()
+    same, few = surrogates("surrogates.negatives=6", "surrogates.factor=1")
+    _, none = surrogates("surrogates.negatives=6", "surrogates.factor=0")
+    assert (len(most), len(few), len(none)) == (90, 12, 6)
+    assert {s.key for s in none} < {s.key for s in few} < {s.key for s in most}
+    assert positives == same
+    assert not any("copy" in spec.name for spec in none)
+    for word in ("surrogates.negatives=0", "surrogates.negatives=16", "surrogates.factor=6", "surrogates.factor=x"):
+        with pytest.raises(UserError, match="null or a whole number from"):
+            surrogates(word)
+
+
+def test_figure_7_is_a_line_a_factor(draw):
+    grid = ("experiment.grid.surrogates.negatives=[5,15]", "experiment.grid.surrogates.factor=[0,5]")
+    drawn, every = draw("metafinger_figure7", "method=random", *grid, families=["source", "prune"])
+    positive, negative = metrics.sides(every[0].scores)
+    shown = table(drawn, "metafinger_figure7_table")
+    assert shown["gap"].tolist() == pytest.approx([positive.mean() - negative.mean()] * 4)
+    assert shown["paper"].dropna().to_dict() == {2: "low"}
+    assert [line.get_xdata().tolist() for line in drawn.exhibits[0].figure.axes[0].lines] == [[5, 15]] * 2
+
+
+def test_a_method_without_a_query_accuses_nobody(draw, tmp_path):
+    bench = benches.open(f"store={tmp_path}", "method=ipguard", "method.steps=1", "method.margin=1e6", "attack=source",
+                         "queries=5", "zoo.width=0.0625")  # fmt: skip
+    for spec in bench.plan():
+        make(spec, bench)
+    facts = bench.store.facts(bench.fingerprint_spec)
+    assert facts["queries"] == 0
+    assert facts["note"].startswith("ipguard: none of ")
+    frame = scores(bench)
+    assert frame["score"].tolist() == frame["score_8bit"].tolist() == [0.0, 0.0]
+    assert metrics.aruc(*metrics.sides(frame)) == 0
+
+
+def test_every_family_of_freqgans_table(draw):
+    drawn, every = draw("freqgan_table1", *TWO)
+    shown = table(drawn, "freqgan_table1").set_index("method")
+    assert list(shown)[:8] == [*SHORT.values(), "mean", "ABP"]
+    first, second = (metrics.summary(cell.scores) for cell in every if cell.label == "akh")
+    assert shown.loc["akh", "AT"] == pytest.approx(
+        (first["families"]["adversarial"]["auc"] + second["families"]["adversarial"]["auc"]) / 2
+    )
+    assert shown.loc["akh", "ABP"] == pytest.approx((first["abp"] + second["abp"]) / 2)
+    assert shown[["paper MEP", "paper AVG"]].isna().all(axis=None)
+
+
+def test_a_part_of_freqgans_table_has_no_area(draw):
+    drawn, _ = draw(
+        "freqgan_table1", "experiment.grid.method=[akh]", "experiment.seeds=[0]", families=["source", "prune"]
+    )
+    assert list(table(drawn, "freqgan_table1"))[:3] == ["method", "WP", "mean"]
+    assert "ABP" not in table(drawn, "freqgan_table1")
+
+
+def test_evasions_and_what_they_cost(draw):
+    words = ("experiment.grid.method=[akh,random]", "experiment.grid.evasion=[none,median,top1]")
+    drawn, every = draw("evasions", *words)
+    shown = table(drawn, "evasions_aruc").set_index("evasion")
+    assert shown.index.tolist() == ["none", "median", "top1", "mean of these", "worst of these"]
+    assert shown.loc["mean of these", "akh"] == pytest.approx(shown.loc[["median", "top1"], "akh"].mean())
+    assert shown.loc["worst of these", "akh"] == shown.loc[["median", "top1"], "akh"].min()
+    assert shown.loc["top1", "akh"] == shown.loc["none", "akh"]  # a label stays what it is
+    frame = cell_of(every, method="akh", evasion="none").scores
+    assert shown.loc["none", "accuracy"] == pytest.approx(frame.loc[frame["pirated"], "accuracy"].mean())
+    radar = drawn.exhibits[-1]
+    assert [axes.get_title() for axes in radar.figure.axes] == ["no evasion"]
+    area = metrics.summary(frame)["abp"]
+    assert f"akh, ABP {area:.2f}" in [text.get_text() for text in radar.figure.axes[0].get_legend().get_texts()]
+
+
+def test_no_radar_without_all_six_families(draw):
+    words = ("experiment.grid.method=[akh]", "experiment.grid.evasion=[none]")
+    drawn, _ = draw("evasions", *words, families=["source", "prune"])
+    assert [exhibit.name for exhibit in drawn.exhibits] == ["evasions_aruc", "evasions_auc"]
+    assert table(drawn, "evasions_auc")["evasion"].tolist() == ["none"]
+
+
+def test_a_radar_goes_round():
+    aucs = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    figure = plots.radar_panels({"a": plots.Panel("abcdef", {"akh": aucs}), "b": plots.Panel("abc", {"akh": aucs[:3]})})
+    line = figure.axes[0].lines[0]
+    assert line.get_ydata().tolist() == [*aucs, 1.0]
+    assert line.get_color() == plots.colour("akh")
+    names = [axes.get_legend().get_texts()[0].get_text() for axes in figure.axes]
+    assert names == [f"akh, ABP {metrics.abp(aucs):.2f}", "akh"]
