@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OUT ?= runs/paper
+HTML ?= $(OUT)/report.html
+SETTINGS ?=
+EXPERIMENTS ?= $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo paper test test-slow lint bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -19,6 +23,14 @@ setup: $(READY) ## virtual environment with the pinned dependencies
 
 demo: $(READY) ## the whole benchmark on the embedded digits: zoo, fingerprint, table, figures
 	$(BIN)/python run.py method=naturalfinger attack=all
+
+# Exit code 130 is Ctrl-C: the loop must not go on with the next experiment.
+paper: $(READY) ## every experiment, then one page of them all; SETTINGS='data=cifar10 profile=paper store=DIR'
+	@failed=; for name in $(EXPERIMENTS); do \
+	  $(BIN)/python run.py experiment=$$name $(SETTINGS) hydra.run.dir=$(OUT)/$$name || \
+	  { test $$? != 130 || exit 130; failed="$$failed $$name"; }; done; \
+	$(BIN)/python -m fingerbench report all $(SETTINGS) --partial --html $(HTML) || exit; \
+	test -z "$$failed" || { echo "failed:$$failed; the same command goes on with them" >&2; exit 1; }
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest

@@ -31,5 +31,5 @@ class Methods(Experiment):
             ),
             Exhibit("margins", f"Matching-rate margins, mean over each family. {said}", table=margins),
             Exhibit("costs", f"Seconds and peak memory of the extraction. {said}", table=costs),
-            Exhibit("comparison_bars", said, figure=bars),
+            Exhibit("comparison_bars", f"{said} Bars: means; lines: 95 % intervals; dots: seeds.", figure=bars),
         ]

@@ -38,11 +38,12 @@ class Figure2(Experiment):
         """Return a figure for each of `samples`, from the first seed.
 
         Raises:
-            UserError: the method gives its queries no second label.
+            UserError: the method gives its queries no second label, or made none.
         """
         bench = cells[0].bench
         tensors = bench.store.load(bench.fingerprint_spec).tensors
-        require("negative_labels" in tensors, "method", "one with labels y-, naturalfinger", bench.settings.method.name)
+        got = f"{len(tensors['queries'])} queries of {bench.settings.method.name}"
+        require("negative_labels" in tensors, "sample queries", "some with labels y-, as naturalfinger makes them", got)
         pairs = list(zip(tensors["labels"].tolist(), tensors["negative_labels"].tolist(), strict=True))
         names = NAMES.get(bench.settings.data.name, range(bench.data.task.outputs))
         said = (

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fingerbench.errors import UserError, unknown
+from fingerbench.errors import UserError, require, unknown
 
 GROUPS = ("method", "attack", "data", "gan", "evasion", "profile", "experiment")
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     reporter = commands.add_parser("report", help="tables and figures of runs, or of experiments, from stored scores")
     reporter.add_argument("what", nargs="+", help="folders of runs; or experiment=NAME, or all, and KEY=VALUE")
     reporter.add_argument("--partial", action="store_true", help="of an experiment: draw what is there, marked")
+    reporter.add_argument("--html", type=Path, metavar="FILE", help="of experiments: one page, instead of --out")
     reporter.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     reporter.set_defaults(command=_report)
     return parser
@@ -111,6 +112,7 @@ def _report(parsed: argparse.Namespace) -> None:
     if parsed.what[0] == "all" or any("=" in word for word in parsed.what):
         _report_experiments(parsed)
         return
+    require(parsed.html is None, "--html", "all or experiment=NAME", " ".join(parsed.what))
     from rich.console import Console
 
     from fingerbench.evaluate import report, tables
@@ -123,16 +125,24 @@ def _report(parsed: argparse.Namespace) -> None:
 
 
 def _report_experiments(parsed: argparse.Namespace) -> None:
-    from fingerbench import config
-    from fingerbench.evaluate import experiment
+    from fingerbench.evaluate import experiment, html
 
     words = [word for word in parsed.what if word != "all"]
-    names = config.options("experiment") if parsed.what[0] == "all" else [experiment.chosen(words)]
-    for name in names:
-        drawn = experiment.read(name, words, partial=parsed.partial)
-        experiment.write(drawn, parsed.out / name)
-        experiment.show(drawn)
-    _out(f"tables and figures: {parsed.out}")
+    if parsed.what[0] == "all":
+        pages = experiment.read_all(words, partial=parsed.partial)
+    else:
+        pages = [experiment.read(experiment.chosen(words), words, partial=parsed.partial)]
+    drawn, undrawn = [page for page in pages if page.exhibits], [page for page in pages if not page.exhibits]
+    if parsed.html is not None:
+        html.write(pages, words, parsed.html)
+    elif undrawn and not parsed.partial:
+        raise UserError("\n".join(str(experiment.LackingError(page)) for page in undrawn))
+    else:
+        for page in drawn:
+            experiment.write(page, parsed.out / page.name)
+            experiment.show(page)
+    missing = [f"not drawn: {page.name}, {len(page.missing)} of {page.cells} cells are missing" for page in undrawn]
+    _out("\n".join([*missing, f"tables and figures: {parsed.html or parsed.out}"]))
 
 
 def _out(text: str) -> None:

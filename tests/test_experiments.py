@@ -42,6 +42,8 @@ def scores(cell, number):
         seed=cell.bench.settings.seed,
         source="digits/resnet18",
         profile="demo",
+        evasion="none",
+        accuracy=0.9,
     )
 
 
@@ -90,7 +92,7 @@ def test_every_experiment_composes_and_builds_its_recipe(name):
     assert settings.label
     if "experiment" in settings:
         recipe = experiment.recipe(settings)
-        assert recipe.paper and recipe.title and recipe.grid and recipe.seeds
+        assert recipe.paper and recipe.title and recipe.seeds
 
 
 def test_the_comparison_is_of_every_method():

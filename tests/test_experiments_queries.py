@@ -101,8 +101,24 @@ def test_a_method_without_second_labels_has_no_pairs(tmp_path):
     chosen = words(tmp_path, "naturalfinger_figure2", "method=random")
     (cell,) = cells(recipe(config.compose(chosen)), chosen)
     cell.bench.store.save(cell.bench.fingerprint_spec, {"queries": torch.rand(2, 3, 8, 8)}, {"queries": 2})
-    with pytest.raises(UserError, match="expected one with labels y-, naturalfinger; got 'random'"):
+    with pytest.raises(UserError, match="got '2 queries of random'"):
         read("naturalfinger_figure2", chosen)
+
+
+def test_a_method_that_made_no_query_has_an_empty_block_and_no_rate(tmp_path):
+    grid = ["experiment.grid.method=[akh,random]", "experiment.seeds=[0]", "experiment.runs=2"]
+    chosen = words(tmp_path, "naturalfinger_table2", *grid)
+    experiment = recipe(config.compose(chosen))
+    akh = cells(experiment, chosen)[0].bench
+    akh.store.save(akh.fingerprint_spec, {"queries": torch.empty(0, 3, 16, 16)}, {"queries": 0})
+    for spec in experiment.detections(akh):
+        akh.store.save(spec, {}, {"queries": 0, "detection_rate": None})
+    table = drawn(tmp_path, "naturalfinger_table2", *grid)["detection"].table.set_index("method")
+    assert table.loc["akh", ["queries", "detection rate"]].tolist() == ["0", "-"]
+    assert table.loc["random", "detection rate"] == "0.500 [0.250, 0.750]"
+    blocks = drawn(tmp_path, "naturalfinger_figure8", *grid[:2])["queries"].figure.axes
+    assert [len(axes.images) for axes in blocks] == [0, len(PAIRS)]
+    assert blocks[0].get_title(loc="left") == "akh, 0 queries"
 
 
 def test_class_names_are_ten_in_the_order_of_the_archive_and_those_of_the_papers_pairs():

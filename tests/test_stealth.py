@@ -84,6 +84,11 @@ def test_of_clean_queries_it_flags_as_many_as_of_the_test_split_and_of_noisy_one
     assert facts["detection_rate"] == tensors["flagged"].double().mean()
 
 
+def test_of_no_query_no_share_is_flagged(workshop, trained):
+    _, tensors, facts = detect(workshop, torch.empty(0, 3, 16, 16), seed=5)
+    assert len(tensors["flagged"]) == facts["queries"] == 0 and facts["detection_rate"] is None
+
+
 def test_queries_arrive_with_8_bits_a_value(workshop):
     spec = DetectorSpec("digest", Detector(architecture="mlp"), SOURCE, 0)
     model = spec.network(workshop.data.shape)  # made to flag whatever has a first value above 0.3 / 255

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fingerbench import config
 from fingerbench.bench import Bench
-from fingerbench.errors import UserError, unknown, writing
+from fingerbench.errors import UserError, require, unknown, writing
 from fingerbench.evaluate import metrics, plots, report, tables
 from fingerbench.evaluate.run import cost, describe, scores
 from fingerbench.evaluate.specs import ResponseSpec
@@ -78,13 +78,32 @@ class Exhibit:
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """A drawn experiment: its exhibits, and the commands that would fill the cells that are missing from them."""
+    """An experiment as the store has it: its exhibits, none if it is not drawn, and what they lack.
+
+    missing: the commands that would fill the cells that are missing, of `cells` in all; settings: the composed
+    configuration of the first cell, as YAML.
+    """
 
     name: str
     paper: str
     title: str
     exhibits: tuple[Exhibit, ...]
     missing: tuple[str, ...]
+    cells: int
+    settings: str
+
+
+class LackingError(UserError):
+    """Cells of an experiment are missing, and it is not drawn without them. page: the experiment, undrawn."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        hint = ", and --partial draws what is there" if len(page.missing) < page.cells else ""
+        listed = "".join(f"\n  {command}" for command in page.missing)
+        super().__init__(
+            f"experiment={page.name}: {len(page.missing)} of {page.cells} cells are not in the store; run.py with the "
+            f"same words fills them{hint}. One by one:{listed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,12 @@ class Experiment:
 
 
 def recipe(settings: DictConfig) -> Experiment:
-    """Return the experiment that a composed configuration has chosen."""
+    """Return the experiment that a composed configuration has chosen.
+
+    Raises:
+        UserError: what it has chosen is a group of settings, which a plain run follows.
+    """
+    require("experiment" in settings, "experiment", "one with a recipe", "a group of settings; report its run's folder")
     built: Experiment = config.build(settings.experiment)
     return built
 
@@ -196,21 +220,17 @@ def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: b
     """Draw an experiment, called `name`, from the store alone; `partial`: the cells that are there, if not all are.
 
     Raises:
-        UserError: something is missing, and `partial` is not set, or nothing at all is there.
+        LackingError: something is missing, and `partial` is not set, or nothing at all is there.
     """
     lacking = {id(cell) for cell in every if not all(map(cell.bench.store.has, experiment.needs(cell.bench)))}
     there = [cell for cell in every if id(cell) not in lacking]
     commands = tuple(cell.command for cell in every if id(cell) in lacking)
+    settings = OmegaConf.to_yaml(every[0].bench.settings, resolve=True)
+    undrawn = Page(name, experiment.paper, experiment.title, (), commands, len(every), settings)
     if commands and not (partial and there):
-        hint = "" if partial else ", and --partial draws what is there"
-        listed = "".join(f"\n  {command}" for command in commands)
-        raise UserError(
-            f"experiment={name}: {len(commands)} of {len(every)} cells are not in the store; run.py with the same "
-            f"words fills them{hint}. One by one:{listed}"
-        )
-    drawn = experiment.exhibits(there)
+        raise LackingError(undrawn)
     mark = f"Partial: {len(commands)} of {len(every)} cells are missing." if commands else ""
-    return Page(name, experiment.paper, experiment.title, tuple(_marked(exhibit, mark) for exhibit in drawn), commands)
+    return replace(undrawn, exhibits=tuple(_marked(exhibit, mark) for exhibit in experiment.exhibits(there)))
 
 
 def _marked(exhibit: Exhibit, mark: str) -> Exhibit:
@@ -225,6 +245,19 @@ def read(name: str, words: Sequence[str], *, partial: bool = False) -> Page:
     every = [choice, *(word for word in words if not word.startswith("experiment="))]
     experiment = recipe(config.compose(every))
     return page(name, experiment, cells(experiment, every), partial=partial)
+
+
+def read_all(words: Sequence[str], *, partial: bool = False) -> list[Page]:
+    """Read every experiment that has a recipe as `read` does; the page of one that lacks cells may be undrawn."""
+    pages = []
+    for name in config.options("experiment"):
+        if "experiment" not in config.compose([f"experiment={name}"]):
+            continue  # a group of settings
+        try:
+            pages.append(read(name, words, partial=partial))
+        except LackingError as error:
+            pages.append(error.page)
+    return pages
 
 
 def write(drawn: Page, out: Path) -> list[Path]:

@@ -7,6 +7,7 @@ for colour-blind readers; lines also differ by dashes.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import math
 import textwrap
@@ -137,7 +138,7 @@ def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "") -> 
     auc, in [0, 1]; means also aruc_low, aruc_high, auc_low, auc_high; any may be missing.
     """
     legend = "Bars: means; lines: 95 % intervals; dots: seeds."
-    with _figure(7.2, 0.45 * len(means) + 0.9, f"{caption}. {legend}" if caption else legend) as figure:
+    with _figure(7.2, 0.45 * len(means) + 0.9, f"{caption.rstrip('.')}. {legend}" if caption else legend) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, metric in ((left, "aruc"), (right, "auc")):
             _draw_bars(axes, means, seeds, metric)
@@ -225,9 +226,9 @@ def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: in
 def query_blocks(blocks: Mapping[str, Any], columns: int = 8, caption: str = "") -> Figure:
     """Draw a block of query images for each title, two blocks side by side, each in rows of `columns`.
 
-    blocks: title -> queries as `query_grid` takes them; all images are drawn of one size.
+    blocks: title -> queries as `query_grid` takes them, or none; all images are drawn of one size.
     """
-    across, down = _image_grid(max(map(len, blocks.values())), columns, labelled=False)
+    across, down = _image_grid(max(1, *map(len, blocks.values())), columns, labelled=False)
     beside = min(2, len(blocks))
     rows = math.ceil(len(blocks) / beside)
     with _figure(3.6 * beside, rows * (3.6 * down / across + 0.3), caption) as figure:
@@ -263,6 +264,23 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ("png", "pdf")) ->
             dated = file.suffix == ".pdf"  # a date would make each file differ from the last
             figure.savefig(file, metadata={"CreationDate": None} if dated else None)
     return files
+
+
+def png(figure: Figure, dpi: int, *, without: str = "") -> bytes:
+    """Return `figure` as the bytes of a PNG. without: a text to whose end the caption below it may be left out."""
+    import matplotlib as mpl
+
+    below = figure.get_supxlabel()
+    told = "".join(without.split()).endswith("".join(below.split()))  # but for the breaks of lines
+    captions = [text for text in figure.texts if told and text.get_text() == below]
+    for text in captions:
+        text.set(visible=False, in_layout=False)
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi)
+    for text in captions:
+        text.set(visible=True, in_layout=True)
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class DetectionSpec(Spec):
         return 0.01
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return which queries are flagged, bool (queries,), as "flagged"; the facts hold their share."""
+        """Return which queries are flagged, bool (queries,), as "flagged"; the facts hold their share, None of none."""
         queries = workshop.load(self.fingerprint).tensors["queries"]
         suspected = flagged(self.detector.load(workshop), eight_bit(queries))
         return {"flagged": suspected}, {

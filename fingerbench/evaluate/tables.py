@@ -151,14 +151,14 @@ def terminal(frame: DataFrame, title: str = "", caption: str = "") -> Table:
     table = Table(title=Text(title) if title else None, caption=Text(caption) if caption else None)
     for i, name in enumerate(frame.columns):
         table.add_column(Text(str(name)), justify="right" if i else "left")
-    for row in _cells(frame)[1:]:
+    for row in cells(frame)[1:]:
         table.add_row(*map(Text, row))
     return table
 
 
 def markdown(frame: DataFrame) -> str:
     """Return `frame` as a pipe table, without a newline at the end."""
-    head, *body = [[c.replace("|", r"\|") for c in row] for row in _cells(frame)]
+    head, *body = [[c.replace("|", r"\|") for c in row] for row in cells(frame)]
     rule = [":---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *body])
 
@@ -167,7 +167,7 @@ def latex(frame: DataFrame, caption: str, label: str) -> str:
     """Return `frame` as a LaTeX table with booktabs rules, all text escaped; it needs the package booktabs."""
     layout = "l" + "r" * (len(frame.columns) - 1)
     head, *body = [
-        " & ".join("--" if c == NOTHING else c.translate(_LATEX) for c in row) + r" \\" for row in _cells(frame)
+        " & ".join("--" if c == NOTHING else c.translate(_LATEX) for c in row) + r" \\" for row in cells(frame)
     ]
     lines = [
         r"\begin{table}",
@@ -179,7 +179,8 @@ def latex(frame: DataFrame, caption: str, label: str) -> str:
     return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def _cells(frame: DataFrame) -> list[list[str]]:
-    """Return the header and the rows as shown; `astype(object)` keeps integers integers."""
+def cells(frame: DataFrame) -> list[list[str]]:
+    """Return the header and then the rows, as texts."""
+    # as objects, or integers beside floats would become floats
     rows = frame.astype(object).itertuples(index=False)
     return [[str(name) for name in frame.columns], *([cell(value) for value in row] for row in rows)]
