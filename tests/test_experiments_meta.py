@@ -107,6 +107,9 @@ def test_the_paper_stands_beside_the_methods_that_it_has(draw):
 def test_table_1_is_in_per_cent(draw):
     drawn, every = draw("metafinger_table1", *TWO, families=["source", "scratch"])
     mirror = [c.scores.set_index("suspect").loc["mirror/source", "score"] for c in every if c.label == "random"]
+    shown = table(drawn, "metafinger_table1")
+    assert shown["method"].tolist() == ["random"] * 2 + ["akh"] * 2
+    assert shown["architecture"].tolist() == ["ResNet", "VGG"] * 2
     row = drawn.exhibits[0].data.set_index(["method", "suspect"]).loc[("random", "mirror/source")]
     assert row["mean"] == pytest.approx(100 * np.mean(mirror))
     assert row["high"] == pytest.approx(100 * max(mirror))
