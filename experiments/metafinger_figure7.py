@@ -40,7 +40,7 @@ class Figure7(Experiment):
         )
         lines = panel(rows, "negatives", series="curve", xlabel="negative surrogates, without their copies")
         lines = replace(lines, colours=dict(zip(lines.series, plots.OTHER_COLOURS, strict=False)))
-        figure = plots.line_panels({"": lines}, "accuracy gap", said, limits=None)
+        figure = plots.line_panels({"": lines}, "accuracy gap", said, limits=(min(0.0, gaps["gap"].min()), 1.03))
         return [
             Exhibit("metafinger_figure7", said, figure=figure, data=rows),
             Exhibit("metafinger_figure7_table", said, table=_table(rows, gaps), data=rows),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import SPREAD, over_seeds, queries_of, scores_of
+from experiments.common import SPREAD, by_label, over_seeds, queries_of, scores_of
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ARCHITECTURES = {  # of the paper, and the independent model of ours that comes nearest
     "ResNet": "mirror/source",
@@ -37,13 +40,10 @@ class Table1(Experiment):
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the table."""
-        frame = scores_of(cells)
-        frame = frame[frame["suspect"].isin(ARCHITECTURES.values())].assign(percent=lambda f: 100 * f["score"])
-        rows = over_seeds(frame, ["method", "suspect"], "percent")
-        names, numbers = list(ARCHITECTURES), {suspect: i for i, suspect in enumerate(ARCHITECTURES.values())}
-        place = [numbers[suspect] for suspect in rows["suspect"]]
-        rows.insert(1, "architecture", [names[i] for i in place])
-        printed = [PAPER[m][i] if m in PAPER else None for m, i in zip(rows["method"], place, strict=True)]
+        rows = _rows(cells)
+        names = list(ARCHITECTURES)
+        pairs = zip(rows["method"], rows["architecture"], strict=True)
+        printed = [PAPER[m][names.index(a)] if m in PAPER else None for m, a in pairs]
         rows["paper"] = printed
         ours = [tables.estimate(*numbers) for numbers in rows[["mean", "low", "high"]].to_numpy().tolist()]
         table = rows[["method", "architecture", "suspect"]].assign(ours=ours, paper=printed)
@@ -55,3 +55,15 @@ class Table1(Experiment):
             f"{', '.join(names)}: {others}. {queries_of(cells)} {caption(cells, paper=True)}"
         )
         return [Exhibit("metafinger_table1", said, table=table, data=rows)]
+
+
+def _rows(cells: Sequence[Cell]) -> DataFrame:
+    """Return the means over seeds in per cent, method by method, the architectures in the order of the paper."""
+    import pandas as pd
+
+    frame = scores_of(cells)
+    frame = frame.assign(percent=100 * frame["score"])
+    found = (frame[frame["suspect"] == s].assign(architecture=name) for name, s in ARCHITECTURES.items())
+    rows = over_seeds(pd.concat(found), ["method", "architecture", "suspect"], "percent")
+    methods = list(by_label(cells))
+    return rows.sort_values("method", key=lambda names: names.map(methods.index), kind="stable", ignore_index=True)

@@ -85,7 +85,10 @@ def test_figure_3_has_means_and_ranges_of_what_is_there(draw, tmp_path):
     values = [c.scores.set_index("suspect").loc["prune/0.9", "score"] for c in every if c.settings["method"] == "akh"]
     row = lines.data.set_index(["method", "variant"]).loc[("akh", "0.9")]
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((np.mean(values), min(values), max(values)))
-    assert table(drawn, "metafinger_figure3")["family"].tolist() == ["finetune", "prune", "all"]
+    shown = table(drawn, "metafinger_figure3")
+    assert shown["family"].tolist() == ["finetune", "prune", "all"]
+    means = [c.scores.query("pirated and family == 'prune'")["score"].mean() for c in every if c.label == "akh"]
+    assert shown.loc[1, "akh"] == f"{np.mean(means):.3f} [{min(means):.3f}, {max(means):.3f}]"
     assert all(file.stat().st_size for file in write(drawn, tmp_path))
 
 
@@ -104,6 +107,9 @@ def test_the_paper_stands_beside_the_methods_that_it_has(draw):
 def test_table_1_is_in_per_cent(draw):
     drawn, every = draw("metafinger_table1", *TWO, families=["source", "scratch"])
     mirror = [c.scores.set_index("suspect").loc["mirror/source", "score"] for c in every if c.label == "random"]
+    shown = table(drawn, "metafinger_table1")
+    assert shown["method"].tolist() == ["random"] * 2 + ["akh"] * 2
+    assert shown["architecture"].tolist() == ["ResNet", "VGG"] * 2
     row = drawn.exhibits[0].data.set_index(["method", "suspect"]).loc[("random", "mirror/source")]
     assert row["mean"] == pytest.approx(100 * np.mean(mirror))
     assert row["high"] == pytest.approx(100 * max(mirror))
@@ -118,6 +124,7 @@ def test_figure_5_asks_the_source_alone(draw):
     assert data.loc[("gaussian noise", "akh"), "mean"] == noised
     assert np.isnan(data["low"]).all()
     assert "drawn 3 times" in drawn.exhibits[0].caption
+    assert table(drawn, "metafinger_figure5_table")["akh"].tolist() == [f"{value:.3f}" for value in data["mean"]]
     bars = drawn.exhibits[0].figure.axes[0].patches
     assert sorted(bar.get_height() for bar in bars) == pytest.approx(sorted(data["mean"]))
 
