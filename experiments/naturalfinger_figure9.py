@@ -69,7 +69,7 @@ def _shown(table: DataFrame) -> DataFrame:
     for name in ("aruc", "auc"):
         ends = table[[name, f"{name}_low", f"{name}_high"]].to_numpy().tolist()
         shown[name.upper()] = [tables.estimate(*row) for row in ends]
-    return shown.assign(FID=[f"{fid:.3g}" for fid in table["fid"]], paper=table["paper"])
+    return shown.assign(FID=[f"{fid:.3g}" for fid in table["fid"]], paper=[f"{aruc:g}" for aruc in table["paper"]])
 
 
 def _samples(gan: str, fid: Artefact, said: str) -> Exhibit:
