@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,12 +33,20 @@ def scores_of(cells: Sequence[Cell]) -> DataFrame:
 
 
 def queries_of(cells: Sequence[Cell]) -> str:
-    """Return how many queries each method had, mean over its seeds, for a caption."""
-    counts = {
-        label: np.mean([cell.bench.store.facts(cell.bench.fingerprint_spec)["queries"] for cell in group])
-        for label, group in by_label(cells).items()
-    }
-    return "Queries: " + ", ".join(f"{label} {count:.4g}" for label, count in counts.items()) + "."
+    """Return how many queries each method had, from the seed with the fewest to that with the most, for a caption."""
+    texts = [f"{label} {range_of(map(_queries, group))}" for label, group in by_label(cells).items()]
+    return f"Queries: {', '.join(texts)}."
+
+
+def range_of(counts: Iterable[int]) -> str:
+    """Return whole numbers as "5 to 100", or "100" where they are equal."""
+    numbers = list(counts)
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _queries(cell: Cell) -> int:
+    return int(cell.bench.store.facts(cell.bench.fingerprint_spec)["queries"])
 
 
 def margins(cells: Sequence[Cell]) -> DataFrame:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from experiments.common import range_of
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 from fingerbench.evaluate.report import comparison
@@ -59,11 +60,9 @@ class Table3(Experiment):
 
 def _row(tricks: tuple[bool, ...], runs: DataFrame, cells: Sequence[Cell]) -> dict[str, object]:
     last = runs.iloc[-1]  # the mean over seeds, or the only one
-    asked = [cell.run.row["queries"] for cell in cells]
-    least, most = min(asked), max(asked)
     return {
         **{name: "x" if on else tables.NOTHING for name, on in zip(TRICKS.values(), tricks, strict=True)},
         "ARUC": tables.estimate(last["aruc"], last["aruc_low"], last["aruc_high"]),
         "paper": f"{PAPER[tricks]:.2f}",
-        "queries": str(least) if least == most else f"{least} to {most}",
+        "queries": range_of(cell.run.row["queries"] for cell in cells),
     }
