@@ -196,7 +196,7 @@ def test_each_suspect_gets_draws_of_its_own_and_answers_at_once_as_one_by_one(be
 def test_queries_and_their_8_bit_copies_are_both_asked(built):
     bench = fb.open(*TINY, f"store={built[0]}", "method=random", "attack=source", "seed=7")
     queries = torch.rand(20, 3, 16, 16, generator=generator())
-    bench.store.save(bench.fingerprint_spec, {"queries": queries}, {"yields": {}, "note": ""})
+    bench.store.save(bench.fingerprint_spec, {"queries": queries}, {"yields": {}, "note": "", "queries": 20})
     spec, source = bench.responses()["source"], bench.model("source")
     answered = type(spec)(spec.fingerprint, spec.suspect, "output", None).make(bench.workshop)[0]
     for name, x in (("answers", queries), ("answers_8bit", eight_bit(queries))):
