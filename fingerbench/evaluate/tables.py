@@ -107,11 +107,11 @@ def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame
     def estimates(name: str) -> list[str]:
         return [estimate(*values) for values in table[[name, f"{name}_low", f"{name}_high"]].to_numpy().tolist()]
 
-    totals = table[["method", "seed"]].assign(queries=[f"{n:g}" for n in table["queries"]])
+    totals = table[["method", "seed"]].assign(queries=[f"{n:.4g}" for n in table["queries"]])
     totals["ARUC"], totals["AUC"] = estimates("aruc"), estimates("auc")
     totals["TPR at 1 % FPR"], totals["TPR at 5 % FPR"] = table["tpr_at_1fpr"], table["tpr_at_5fpr"]
     changes = (table["aruc_8bit"] - table["aruc"]).tolist()
-    totals["8-bit"] = [NOTHING if math.isnan(change) else f"{change:+.3f}" for change in changes]
+    totals["8-bit"] = [NOTHING if math.isnan(change) else f"{change:+z.3f}" for change in changes]
     separating = table[["separating_low", "separating_high"]].to_numpy().tolist()
     totals["separating"] = [spread(low, high, "(]") for low, high in separating]
     families = [name for name in table.columns if name.startswith("margin_")]
