@@ -1,1 +1,1 @@
-"""One file for each figure or table of a paper; it reads stored scores and draws. None is here yet."""
+"""One file for each figure or table of a paper; it reads stored scores and draws."""

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from experiments.common import by_label
+from fingerbench.bench import Bench
+from fingerbench.errors import require
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 from fingerbench.evaluate.report import comparison
+from fingerbench.store import Spec
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,12 @@ class MetavRegression(Experiment):
 
     paper: ClassVar[str] = "Beyond the papers"
     title: ClassVar[str] = "MetaV on a regression"
+
+    def needs(self, bench: Bench) -> list[Spec]:
+        """Return everything that the scores need."""
+        regression = not bench.data.task.labelled
+        require(regression, "experiment=metav_regression", "a regression, such as data=diabetes", bench.data.name)
+        return super().needs(bench)
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return three tables and the curves of robustness and uniqueness."""
@@ -35,6 +44,6 @@ class MetavRegression(Experiment):
         return [
             Exhibit("comparison", intervals, table=totals, data=table),
             Exhibit("families", first, table=families),
-            Exhibit("costs", f"Seconds and peak memory of the extraction. {caption(cells)}", table=costs),
+            Exhibit("costs", f"{tables.COSTS_NOTE} {caption(cells)}", table=costs),
             Exhibit("aruc", curves, figure=plots.aruc_panels(runs, curves)),
         ]

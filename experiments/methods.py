@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from fingerbench.evaluate import plots, tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
-from fingerbench.evaluate.report import comparison
+from fingerbench.evaluate.report import comparison, summaries
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,14 @@ class Methods(Experiment):
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return three tables and the bars of ARUC and AUC."""
         table = comparison([cell.run for cell in cells])
-        best = table.groupby("method", sort=False).tail(1)  # the mean over seeds, or the only one
         said = caption(cells)
-        bars = plots.comparison_figure(best, table[table["seed"] != "mean"], said)
+        bars = plots.comparison_figure(summaries(table), table[table["seed"] != "mean"], said)
         totals, margins, costs = tables.comparison_tables(table)
         return [
             Exhibit(
                 "comparison", f"{said} In brackets 95 % bootstrap intervals over suspects.", table=totals, data=table
             ),
             Exhibit("margins", f"Matching-rate margins, mean over each family. {said}", table=margins),
-            Exhibit("costs", f"Seconds and peak memory of the extraction. {said}", table=costs),
+            Exhibit("costs", f"{tables.COSTS_NOTE} {said}", table=costs),
             Exhibit("comparison_bars", f"{said} Bars: means; lines: 95 % intervals; dots: seeds.", figure=bars),
         ]

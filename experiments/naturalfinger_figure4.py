@@ -9,7 +9,7 @@ from typing import ClassVar
 from experiments.common import by_label
 from fingerbench.evaluate import plots, tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
-from fingerbench.evaluate.report import comparison
+from fingerbench.evaluate.report import comparison, summaries
 
 # ARUC in the text of NaturalFinger (Yang et al. 2023), that of MetaV as 0.1330 below; the others are only drawn, lower.
 PAPER = {"naturalfinger": "0.9112", "metav": "0.7782", "metafinger": "< 0.7782", "ipguard": "< 0.7782"}
@@ -25,7 +25,7 @@ class Figure4(Experiment):
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the curves and the table of ARUCs."""
         runs = comparison([cell.run for cell in cells])
-        best = runs.groupby("method", sort=False).tail(1)  # the mean over seeds, or the only one
+        best = summaries(runs)
         table = best[["method"]].copy()
         table["ARUC"] = [tables.estimate(*row) for row in best[["aruc", "aruc_low", "aruc_high"]].to_numpy().tolist()]
         table["paper"] = [PAPER.get(method, tables.NOTHING) for method in best["method"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from experiments.common import by_label
 from fingerbench.evaluate import plots, tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
-from fingerbench.evaluate.report import comparison
+from fingerbench.evaluate.report import comparison, summaries
 from fingerbench.evaluate.run import gan_caption
 from fingerbench.store import Artefact
 
@@ -30,11 +31,11 @@ class Figure9(Experiment):
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the bars, their table, and a figure of samples for each GAN."""
-        fids = {gan: _fid(same[0]) for gan, same in by_label(cells).items()}
-        table = comparison([cell.run for cell in cells]).groupby("method").tail(1)  # means over seeds, or the only one
+        fids = {str(same[0].run.row["method"]): _fid(same[0]) for same in by_label(cells).values()}
+        table = summaries(comparison([cell.run for cell in cells]))
         table = table.set_index("method").loc[list(fids)].rename_axis("gan").reset_index()
         table["fid"] = [fid.facts["fid"] for fid in fids.values()]
-        table["paper"] = [PAPER.get(gan) for gan in fids]
+        table["paper"] = [PAPER.get(gan, math.nan) for gan in by_label(cells)]
         said = f"{caption(cells, paper=True)} Mean over the seeds, with its 95 % bootstrap interval over suspects."
         drawn = f"{said} Bars: ours, lines: intervals, open markers: the paper's."
         about = f"{said} FID to the owner's half, with the {next(iter(fids.values())).facts['features']}."
@@ -69,7 +70,10 @@ def _shown(table: DataFrame) -> DataFrame:
     for name in ("aruc", "auc"):
         ends = table[[name, f"{name}_low", f"{name}_high"]].to_numpy().tolist()
         shown[name.upper()] = [tables.estimate(*row) for row in ends]
-    return shown.assign(FID=[f"{fid:.3g}" for fid in table["fid"]], paper=[f"{aruc:g}" for aruc in table["paper"]])
+    return shown.assign(
+        FID=[f"{fid:.3g}" for fid in table["fid"]],
+        paper=[tables.NOTHING if math.isnan(aruc) else f"{aruc:g}" for aruc in table["paper"]],
+    )
 
 
 def _samples(gan: str, fid: Artefact, said: str) -> Exhibit:

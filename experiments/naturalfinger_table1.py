@@ -47,8 +47,9 @@ class Table1(Experiment):
         paper = {"paper stolen": sum(STOLEN.values()), "paper mirrors": MIRRORS}
         rows.append(_row("all", *totals) | paper | {"paper independent": sum(INDEPENDENT.values())})
         said = (
-            f"{caption(cells)} Mirrors went through the same attacks as the stolen models, from an independent source; "
-            "mirrors and other independent models are the negatives. The paper counts 63 positives and 91 negatives."
+            f"{caption(cells, queries=False)} Mirrors went through the same attacks as the stolen models, from an "
+            "independent source; mirrors and other independent models are the negatives. "
+            "The paper counts 63 positives and 91 negatives."
         )
         return [Exhibit("composition", said, table=pd.DataFrame(rows, dtype=object))]
 

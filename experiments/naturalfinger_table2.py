@@ -37,8 +37,8 @@ class Table2(Experiment):
     detector: Detector = field(default_factory=Detector)
 
     def needs(self, bench: Bench) -> list[Spec]:
-        """Return the fingerprint and what each detector says to it."""
-        return [bench.fingerprint_spec, *self.detections(bench)]
+        """Return the fingerprint, the detectors and what each says to it."""
+        return [bench.fingerprint_spec, *self.detectors(bench), *self.detections(bench)]
 
     def detectors(self, bench: Bench) -> list[DetectorSpec]:
         """Return the `runs` detectors of a zoo, the same for every method."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fingerbench.errors import UserError, require, unknown
+from fingerbench.errors import DamagedError, UserError, require, unknown
 
 GROUPS = ("method", "attack", "data", "gan", "evasion", "profile", "experiment")
 
@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except DamagedError as error:
+        sys.stderr.write(f"error: {error}; run.py with the same words sets it aside and makes it again\n")
+        return UserError.exit_code
     except BrokenPipeError:
         sys.stderr.close()  # the reader, such as head, has seen enough
     return 0
@@ -99,11 +102,15 @@ def _show(parsed: argparse.Namespace) -> None:
 
 
 def _verify(parsed: argparse.Namespace) -> None:
+    from fingerbench import config
     from fingerbench.bench import open as open_bench
+    from fingerbench.evaluate import experiment
     from fingerbench.store import family
 
+    settings = config.compose(parsed.overrides)
     bench = open_bench(*parsed.overrides)
-    stored = [spec for spec in family(bench.plan()).values() if bench.store.has(spec)]
+    plan = experiment.plan(settings, parsed.overrides) if "experiment" in settings else bench.plan()
+    stored = [spec for spec in family(plan).values() if bench.store.has(spec)]
     troubles = [trouble for spec in stored if (trouble := bench.store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
 

@@ -51,6 +51,9 @@ def check(arguments: Sequence[str]) -> None:
         many = whole.hydra.mode == RunMode.MULTIRUN or {"-m", "--multirun"} & set(flags)
         if swept and not many:
             key, _, values = (swept[0].input_line or "").partition("=")
+            if "experiment" in whole:
+                varied = "what it varies stands in experiment.grid.KEY=[...] and experiment.seeds=[...]"
+                raise UserError(f"{key}={values}: an experiment takes one value of a key; {varied}")
             raise UserError(f"{key}={values} is a sweep: add -m for one run each, or write {key}=[{values}] for a list")
         for override in swept:
             for choice in _choices(override):

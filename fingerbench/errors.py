@@ -21,6 +21,10 @@ class NoQueriesError(UserError):
     """A method found no query at all: a result, if a sad one. A run notes it, and every suspect scores 0."""
 
 
+class DamagedError(Exception):
+    """A stored artefact does not match its checksums; the message names it and says how."""
+
+
 class BuildError(Exception):
     """Making an artefact failed for no fault of the user's. The message holds what the worker said."""
 

@@ -25,14 +25,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from fingerbench.errors import UserError, writing
+from fingerbench.errors import DamagedError, UserError, writing
 
 SCHEMA = 1
 PAYLOAD, RECORD = "payload.safetensors", "record.json"
-
-
-class DamagedError(Exception):
-    """A stored artefact does not match its checksums; the message names it and says how."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import torch
 from omegaconf import OmegaConf
 
 from fingerbench.bench import Bench
-from fingerbench.errors import UserError
-from fingerbench.store import DamagedError, Spec
+from fingerbench.errors import DamagedError, UserError
+from fingerbench.store import Spec
 from fingerbench.workshop import Workshop, peak_memory
 
 

@@ -15,7 +15,9 @@ import fingerbench as fb
 from fingerbench import config
 from fingerbench.errors import UserError
 from fingerbench.evaluate.evasions import Evasion
-from fingerbench.ops import eight_bit
+from fingerbench.evaluate.run import _mean
+from fingerbench.ops import eight_bit, matching_rate
+from fingerbench.records import Fingerprint
 from fingerbench.seeds import seeded
 from fingerbench.transforms import GaussianBlur, GaussianNoise, HorizontalFlip, Mean, Median, ResizePad, UniformNoise
 
@@ -202,6 +204,17 @@ def test_queries_and_their_8_bit_copies_are_both_asked(built):
     for name, x in (("answers", queries), ("answers_8bit", eight_bit(queries))):
         torch.testing.assert_close(answered[name], source(x).softmax(1)[None])
     assert not torch.equal(answered["answers"], answered["answers_8bit"])
+
+
+def test_equal_means_over_draws_are_equal():
+    labels = torch.zeros(100, dtype=torch.long)
+    made = Fingerprint(torch.zeros(100, 3, 2, 2), {"labels": labels})
+
+    def mean(*matches):
+        draws = torch.stack([(torch.arange(100) >= n).long() for n in matches])
+        return _mean(lambda fingerprint, drawn: matching_rate(fingerprint.state["labels"], drawn), made, draws)
+
+    assert mean(63, 64, 64) == mean(64, 63, 64) == mean(64, 64, 63) == mean(62, 64, 65) == round(191 / 300, 12)
 
 
 def test_an_evasion_of_answers_changes_outputs_and_no_label(bench):

@@ -1,5 +1,7 @@
 """The recipes of MetaFinger, of FreqGAN's paper and of the evasions, on a zoo that nobody has trained."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,14 @@ def test_figure_5_asks_the_source_alone(draw):
     assert table(drawn, "metafinger_figure5_table")["akh"].tolist() == [f"{value:.3f}" for value in data["mean"]]
     bars = drawn.exhibits[0].figure.axes[0].patches
     assert sorted(bar.get_height() for bar in bars) == pytest.approx(sorted(data["mean"]))
+
+
+def test_the_cells_of_figure_7_hold_out_whole_models():
+    settings = config.compose(["experiment=metafinger_figure7"])
+    grid = settings.experiment.grid.surrogates
+    for n, factor in itertools.product(grid.negatives, grid.factor):
+        trained = round(settings.method.train_share * n * (1 + factor))
+        assert trained % (1 + factor) == 0 and 0 < trained < n * (1 + factor)
 
 
 def test_the_cells_of_figure_7_share_their_models():

@@ -35,9 +35,17 @@ ENTRIES = {
         ["0.9112", "< 0.7782"],
         [*WHOLE, "experiment.grid.method=[ipguard,naturalfinger]"],
     ),
-    "naturalfinger_figure5": ("NaturalFinger, figure 5", [], [WHOLE[-1], "experiment.grid.method=[ipguard]"]),
-    "naturalfinger_figure6": ("NaturalFinger, figure 6", [], [*FEW, "experiment.grid.method=[ipguard]"]),
-    "naturalfinger_figure7": ("NaturalFinger, figure 7", [], ["experiment.grid.method=[ipguard]"]),
+    "naturalfinger_figure5": (
+        "NaturalFinger, figure 5",
+        ["fall to about 0"],
+        [WHOLE[-1], "experiment.grid.method=[ipguard]"],
+    ),
+    "naturalfinger_figure6": (
+        "NaturalFinger, figure 6",
+        ["about 0.90", "0.75", "0.95"],
+        [*FEW, "experiment.grid.method=[ipguard]"],
+    ),
+    "naturalfinger_figure7": ("NaturalFinger, figure 7", ["0.70", "about 1.00"], ["experiment.grid.method=[ipguard]"]),
     "naturalfinger_figure8": ("NaturalFinger, figure 8", [], []),
     "naturalfinger_figure9": (
         "NaturalFinger, figure 9",
@@ -52,10 +60,14 @@ ENTRIES = {
         [*FEW, "experiment.grid.surrogates.negatives=[6]", "experiment.grid.surrogates.factor=[0,5]"],
     ),
     "metafinger_table1": ("MetaFinger, table 1", ["4.000", "13.000"], []),
-    "freqgan_table1": ("FreqGAN, table 1", ["0.600", "0.780"], [*WHOLE, "experiment.grid.method=[ipguard,freqgan]"]),
+    "freqgan_table1": (
+        "FreqGAN, table 1",
+        ["0.600", "0.780", "1.62", "2.04", "2.22"],
+        [*WHOLE, "experiment.grid.method=[ipguard,freqgan]"],
+    ),
     "evasions": (
         "FreqGAN, figure 2",
-        [],
+        ["2.22", "1.62", "2.598"],
         [*WHOLE, "experiment.grid.method=[ipguard]", "experiment.grid.evasion=[none,bits_truncate]"],
     ),
     "methods": ("all methods", [], ["attack=source"]),
@@ -109,7 +121,8 @@ def test_every_entry_is_drawn_beside_the_papers_numbers(name, tiny, tmp_path):
         for row in tables.cells(exhibit.table)
         for text in row
     }
-    assert set(numbers) <= shown
+    captions = " ".join(exhibit.caption for exhibit in page.exhibits)
+    assert all(number in shown or number in captions for number in numbers)
     files = experiment.write(page, tmp_path)
     assert len(files) >= 2 and all(file.stat().st_size for file in files)
     if numbers and name != "naturalfinger_table1":  # a zoo can be counted in any profile

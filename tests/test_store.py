@@ -9,8 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from fingerbench.errors import UserError
-from fingerbench.store import PAYLOAD, RECORD, DamagedError, Spec, Store
+from fingerbench.errors import DamagedError, UserError
+from fingerbench.store import PAYLOAD, RECORD, Spec, Store
 
 
 @dataclass(frozen=True)

@@ -149,9 +149,13 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
     Raises:
         UserError: an override of what the experiment varies itself.
     """
-    grid = {**dict(_leaves(experiment.grid)), "seed": list(experiment.seeds)}
-    for key in {word.partition("=")[0] for word in words} & set(grid):
-        raise UserError(f"{key}=: this experiment varies it itself; choose with {_axis(key)}=[...]")
+    grid = {**dict(_leaves(experiment.grid)), "seed": experiment.seeds}
+    for axis, values in grid.items():
+        require(isinstance(values, list | tuple) and len(values) > 0, _axis(axis), "a list such as [a,b]", values)
+    for key in (word.lstrip("+").partition("=")[0] for word in words):
+        if key in grid or ("evasion" in grid and key.startswith("evasion.")):
+            axis = key.partition(".")[0] if key.startswith("evasion.") else key
+            raise UserError(f"{key}=: this experiment varies {axis} itself; choose with {_axis(axis)}=[...]")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     benches: dict[str, Bench] = {}
     return [Cell(point, _command(point, words), _bench(point, words, benches)) for point in points]
@@ -206,6 +210,12 @@ def fill(experiment: Experiment, filled: Sequence[Cell]) -> None:
         group[0].bench.build(_in_order(spec for cell in group for spec in experiment.needs(cell.bench)))
 
 
+def plan(settings: DictConfig, words: Sequence[str]) -> list[Spec]:
+    """Return what all cells of the experiment that `settings`, composed from `words`, has chosen need."""
+    experiment = recipe(settings)
+    return [spec for cell in cells(experiment, words) for spec in experiment.needs(cell.bench)]
+
+
 def _in_order(specs: Iterable[Spec]) -> list[Spec]:
     """Return `specs`, each once: first what takes long, then the questions, those to one suspect together.
 
@@ -248,7 +258,10 @@ def read(name: str, words: Sequence[str], *, partial: bool = False) -> Page:
 
 
 def read_all(words: Sequence[str], *, partial: bool = False) -> list[Page]:
-    """Read every experiment that has a recipe as `read` does; the page of one that lacks cells may be undrawn."""
+    """Read every experiment that has a recipe as `read` does; the page of one that lacks cells may be undrawn.
+
+    One that makes no sense under `words`, or with what its methods found, is left out, with a warning.
+    """
     pages = []
     for name in config.options("experiment"):
         if "experiment" not in config.compose([f"experiment={name}"]):
@@ -257,6 +270,9 @@ def read_all(words: Sequence[str], *, partial: bool = False) -> list[Page]:
             pages.append(read(name, words, partial=partial))
         except LackingError as error:
             pages.append(error.page)
+        except UserError as error:
+            log.warning("left out: experiment=%s: %s", name, error)
+    require(bool(pages), "report all", "settings under which some experiment can be drawn", " ".join(words))
     return pages
 
 
@@ -327,29 +343,31 @@ def chosen(words: Sequence[str]) -> str:
     """Return the name that `experiment=NAME` gives among the overrides.
 
     Raises:
-        UserError: there is no such experiment, or none is named.
+        UserError: none is named, or several.
     """
     names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
-    known = config.options("experiment")
-    if len(names) != 1 or names[0] not in known:
-        raise unknown("experiment", ", ".join(names), known)
+    if len(names) != 1:
+        raise unknown("experiment", ", ".join(names), config.options("experiment"))
     return names[0]
 
 
-def caption(drawn: Sequence[Cell], *, paper: bool = False) -> str:
-    """Return what every caption of an experiment says: data set and source, profile, seeds, models and queries.
+def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True) -> str:
+    """Return what every caption of an experiment says: data set and source, profile, seeds, evasion, models, queries.
 
-    paper: numbers of the paper stand beside ours; where they cannot be compared, the caption says so.
+    paper: numbers of the paper stand beside ours; where they cannot be compared, the caption says so. queries: whether
+    their number matters.
     """
     bench = drawn[0].bench
     pirated = [suspect.pirated for suspect in bench.suspects]
     seeds = sorted({cell.bench.settings.seed for cell in drawn})
-    asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if _made(c)})
-    queries = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
+    asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
+    count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
+    evasions = {str(cell.bench.settings.evasion.name) for cell in drawn} - {"none"}
+    under = f", evasion {evasions.pop()}" if len(evasions) == 1 else ""
     text = (
         f"{bench.settings.data.name}/{bench.settings.zoo.source}, profile {bench.settings.profile}, "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
-        f"{sum(pirated)} positives, {len(pirated) - sum(pirated)} negatives{queries}."
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{under}; "
+        f"{sum(pirated)} positives, {len(pirated) - sum(pirated)} negatives{count}."
     )
     return f"{text} {incomparable(bench)}".strip() if paper else text
 

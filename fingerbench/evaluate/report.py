@@ -195,6 +195,11 @@ def comparison(runs: Sequence[Run]) -> DataFrame:
     return pd.DataFrame([{**row, "seed": str(row["seed"])} for rows in blocks for row in rows])
 
 
+def summaries(table: DataFrame) -> DataFrame:
+    """Return one row of a `comparison` for each method: the mean over its seeds, or its only one."""
+    return table.groupby("method", sort=False).tail(1)
+
+
 def _row(scores: DataFrame, results: dict[str, Any]) -> dict[str, Any]:
     """Return the row of one run; its numbers are those that the run itself wrote.
 
@@ -238,8 +243,7 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
         f"{caption}. In brackets 95 % bootstrap intervals; 8-bit: change of ARUC where suspects receive the queries "
         "rounded to 8 bits a value; separating: thresholds without error.",
         f"Matching-rate margins, mean over each family; {caption}.",
-        "Costs: seconds of extraction; seconds before it, for training surrogates and GAN; peak memory while "
-        f"extracting; surrogates beside the source; queries to each suspect; {caption}.",
+        f"{tables.COSTS_NOTE} {caption}.",
     )
     shown = list(zip(titles, tables.comparison_tables(table), ("comparison", "margins", "costs"), strict=True))
     files = [out / f"comparison.{suffix}" for suffix in ("csv", "md", "tex")]
@@ -250,7 +254,7 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
     files[1].write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     latex = "\n".join(tables.latex(frame, title, f"tab:{name}") for title, frame, name in shown)
     files[2].write_text(latex, encoding="utf-8")
-    best = table.groupby("method", sort=False).tail(1)  # the mean, or the only seed
+    best = summaries(table)
     panels = {m: [run.scores for run in runs if run.row["method"] == m] for m in best["method"]}
     figure = plots.comparison_figure(best, table[table["seed"] != "mean"], caption)
     files += plots.save(figure, out / "figures" / "comparison")

@@ -1,6 +1,6 @@
 """Fingerprints, evasions and what suspects answer, as artefacts of the store.
 
-Nothing but `ResponseSpec` and `AccuracySpec` ever asks a suspect anything.
+Nothing but `ResponseSpec` and `AccuracySpec` ever asks a suspect anything, except the source, which its owner has.
 """
 
 from __future__ import annotations

@@ -22,6 +22,10 @@ COSTS = {  # of `report.comparison`, as shown
     "surrogates": "cost_surrogates",
     "queries": "queries",
 }
+COSTS_NOTE = (
+    "Costs: seconds of extraction; seconds before it, for training surrogates and GAN; peak memory while extracting; "
+    "surrogates beside the source; queries to each suspect."
+)
 NOTE = "negatives of an attack are its mirrors; AUC of a family is against all negatives"
 TOTALS_NOTE = "intervals of ARUC and AUC: 95 % bootstrap; value of the separating thresholds: their width"
 
