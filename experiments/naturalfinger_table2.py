@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import over_seeds
+from experiments.common import over_seeds, range_of
 from fingerbench.bench import Bench
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
@@ -76,7 +76,7 @@ class Table2(Experiment):
         ]
 
     def _methods(self, cells: Sequence[Cell]) -> DataFrame:
-        """Return a row a method: queries (mean over seeds), mean, low, high of the detection rate, paper."""
+        """Return a row a method: queries (range over seeds), mean, low, high of the detection rate, paper."""
         import pandas as pd
 
         facts = [
@@ -86,14 +86,12 @@ class Table2(Experiment):
         ]
         frame = pd.DataFrame(facts).astype({"detection_rate": float})  # missing of a method that made no query
         table = over_seeds(frame, ["method"], "detection_rate")
-        table.insert(1, "queries", frame.groupby("method", sort=False)["queries"].mean().to_numpy())
+        table.insert(1, "queries", frame.groupby("method", sort=False)["queries"].agg(range_of).to_numpy())
         return table.assign(paper=[PAPER.get(method) for method in table["method"]])
 
 
 def _shown(table: DataFrame, name: str) -> DataFrame:
-    """Return `table` with mean, low and high as one column called `name`, and queries as people write them."""
+    """Return `table` with mean, low and high as one column called `name`."""
     numbers = table[["mean", "low", "high"]].to_numpy().tolist()
     shown = table.assign(**{name: [tables.estimate(*row) for row in numbers]})
-    if "queries" in table:
-        shown["queries"] = [f"{count:g}" for count in table["queries"]]
     return shown[[c for c in (table.columns[0], "queries", name, "paper") if c in shown]]

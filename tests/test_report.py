@@ -302,8 +302,15 @@ def test_markdown_and_latex_escape_what_they_must():
     assert r"\caption{100 \%}" in latex
 
 
-def test_the_kept_results_can_be_reported(tmp_path):
-    kept = [load(folder) for folder in find([ROOT / "results"])]
-    assert {run.row["method"] for run in kept} > set(METHODS)
-    done = report([ROOT / "results" / "digits" / name for name in METHODS], tmp_path)
-    assert done.files[1].read_text() == (ROOT / "results" / "digits" / "comparison.md").read_text()
+def test_the_kept_results_follow_from_their_scores(tmp_path):
+    kept = ROOT / "results" / "digits"
+    assert report([kept / "demo"], tmp_path).table["method"].tolist() == ["naturalfinger"]
+    cells = pd.read_csv(kept / "methods" / "cells.csv")
+    table = pd.read_csv(kept / "methods" / "comparison.csv", dtype={"seed": str}).set_index(["method", "seed"])
+    runs = dict(list(cells.groupby(["method", "seed"])))
+    assert {method for method, _ in runs} == set(METHODS)
+    for (method, seed), scores in runs.items():
+        positive, negative = metrics.sides(scores)
+        assert (len(positive), len(negative)) == (63, 91)
+        assert table.aruc[method, str(seed)] == pytest.approx(metrics.aruc(positive, negative))
+        assert table.auc[method, str(seed)] == pytest.approx(metrics.auc(positive, negative))
