@@ -142,7 +142,7 @@ def test_detection_rates_are_means_over_detectors_and_seeds(tmp_path):
     rows = shown["detection"].data.set_index("method")
     for method, rates in FLAGGED.items():
         assert rows.loc[method, ["mean", "low", "high"]].tolist() == [np.mean(rates), *rates]
-    assert rows["queries"].tolist() == [len(PAIRS)] * 2 and rows["paper"].isna().all()
+    assert rows["queries"].tolist() == [str(len(PAIRS))] * 2 and rows["paper"].isna().all()
     assert shown["detection"].table["detection rate"].tolist()[0] == "0.250 [0.000, 0.500]"
     assert shown["detectors"].data["images"].tolist() == list(HELD_OUT)
     assert (shown["detectors"].data["mean"] == 0.125).all()
