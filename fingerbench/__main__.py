@@ -14,6 +14,7 @@ from typing import Any
 from fingerbench.errors import DamagedError, UserError, require, unknown
 
 GROUPS = ("method", "attack", "data", "gan", "evasion", "profile", "experiment")
+LIBRARIES = ("timm", "torchvision")  # of networks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     overrides: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE", "help": "as for run.py"}
 
     lister = commands.add_parser("list", help="what there is: the zoo, methods, attacks, data sets, ...")
-    lister.add_argument("what", help=f"zoo, architectures, {', '.join(GROUPS)}")
+    lister.add_argument("what", help=f"zoo, architectures, timm, torchvision, {', '.join(GROUPS)}")
     lister.add_argument("overrides", **overrides)
     lister.add_argument("--json", action="store_true", help="as JSON")
     lister.set_defaults(command=_list)
@@ -87,9 +88,13 @@ def _rows(what: str, overrides: Sequence[str]) -> list[Any]:
         from fingerbench.nets import NETWORKS
 
         return list(NETWORKS)
+    if what in LIBRARIES:
+        from fingerbench.nets.library import names
+
+        return [f"{what}:{name}" for name in names(what)]
     singular = what.removesuffix("s")
     if singular not in GROUPS:
-        raise unknown("list", what, ["zoo", "architectures", *GROUPS])
+        raise unknown("list", what, ["zoo", "architectures", *LIBRARIES, *GROUPS])
     return config.options(singular)
 
 

@@ -14,6 +14,7 @@ This is the whole Python API:
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -31,10 +32,12 @@ from fingerbench.evaluate.evasions import Evasion
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans.spec import GanSpec
+from fingerbench.nets import in_library, network
 from fingerbench.pool import Pool
 from fingerbench.records import Dataset, Fingerprint, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.store import Spec, Store
+from fingerbench.store import family as with_needs
 from fingerbench.workshop import Workshop, pick_bfloat16, pick_device
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.surrogates import Surrogates, refuse_overlap
@@ -42,6 +45,8 @@ from fingerbench.zoo.table import Zoo, suspects
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 
 def open(*overrides: str) -> Bench:
@@ -199,8 +204,20 @@ class Bench:
         # Refuse what cannot be before any worker starts.
         pick_bfloat16(self.settings.precision, pick_device(self.settings.device))
         self._number("threads", 1)
+        wanted = list(wanted)
+        self._fit_libraries(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)
-        Pool(self.store, cast(dict[str, Any], container), self.jobs).run(list(wanted))
+        Pool(self.store, cast(dict[str, Any], container), self.jobs).run(wanted)
+
+    def _fit_libraries(self, wanted: Sequence[Spec]) -> None:
+        """Refuse networks of libraries that cannot take these images; say what zoo.width does not do."""
+        missing = (spec for spec in with_needs(wanted).values() if not self.store.has(spec))
+        models = [spec for spec in missing if isinstance(spec, ModelSpec) and in_library(spec.architecture)]
+        names = sorted({spec.architecture for spec in models})
+        for name in names:
+            network(name, self.data.task.outputs, shape=self.data.shape)
+        if names and self.zoo.width != 1:
+            log.info("built as published, whatever zoo.width is: %s", ", ".join(names))
 
     @property
     def jobs(self) -> int:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fingerbench.errors import require
 from fingerbench.evaluate.specs import FingerprintSpec
-from fingerbench.nets import network
+from fingerbench.nets import blank, network
 from fingerbench.ops import ascend_sign, eight_bit, predict
 from fingerbench.records import Images
 from fingerbench.seeds import seeded
@@ -76,9 +76,9 @@ class DetectorSpec(Spec):
     def load(self, workshop: Workshop) -> nn.Module:
         """Return the stored detector, frozen, in eval mode."""
         artefact = workshop.load(self)
-        with torch.device("meta"):
+        with blank(self.detector.architecture):
             model = self.network(workshop.data.shape)
-        return revive(model, artefact)
+        return revive(model, artefact).to(workshop.device)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train the detector; the facts hold the shares it flags of the test split and of its abnormal versions.

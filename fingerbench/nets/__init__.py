@@ -1,13 +1,15 @@
 """The 15 architectures of FingerBench, as published for CIFAR and as narrow as one likes, and a few more.
 
-Perceptrons take rows of features; a detector tells abnormal queries from normal ones.
+Perceptrons take rows of features; a detector tells abnormal queries from normal ones. Any image classifier of timm or
+torchvision is `timm:NAME` or `torchvision:NAME`, see `library`.
 
 One file a family; each is imported when first asked for, since some need torchvision, whose import takes a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from math import prod
 
@@ -15,6 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench.errors import UserError, require, unknown
+from fingerbench.nets import library
+from fingerbench.nets.blocks import final_layer
+
+__all__ = [
+    "ARCHITECTURES",
+    "DETECTORS",
+    "NETWORKS",
+    "PERCEPTRONS",
+    "Normalise",
+    "blank",
+    "final_layer",
+    "in_library",
+    "network",
+    "require_known",
+]
 
 _FAMILIES = {
     "densenet121": "densenet",
@@ -68,22 +85,62 @@ def network(
 ) -> nn.Module:
     """Return architecture `name`, freshly initialised: images (n, c, h, w) in [0, 1] -> outputs (n, classes).
 
-    Args: classes: number of outputs, 1 for a regression of one value. width multiplies the channels of every layer (1:
-    the published network). mean, std: three numbers each; both given: normalise inside the model. FingerBench's
-    official zoo takes raw [0, 1], hence the default. shape: (c, h, w) of an image; perceptrons take any.
+    Args: name: one of NETWORKS, or `timm:NAME` or `torchvision:NAME`, with random weights too; how those are fitted to
+    small images stands in `fingerbench.nets.library`. classes: number of outputs, 1 for a regression of one value.
+    width multiplies the channels of every layer (1: the published network; of a library only that). mean, std: three
+    numbers each; both given: normalise inside. FingerBench's official zoo takes raw [0, 1], hence the default.
+    shape: (c, h, w) of an image; perceptrons take any.
     Images of 3 channels and at least 16x16 work; at 16x16 some maps shrink to 1x1, so batches in training need 2
     images or more.
     """
-    if name not in NETWORKS:
-        raise unknown("architecture", name, NETWORKS)
+    require_known(name)
     if not width > 0:
         raise UserError(f"width: expected a number above 0, such as 1 or 0.125; got {width}")
     if (mean is None) != (std is None):
         raise UserError(f"mean and std: give both or neither; got mean={mean}, std={std}")
-    model = _perceptron(name, shape, classes, width) if name in PERCEPTRONS else _convnet(name, shape, classes, width)
+    model = _plain(name, shape, classes, width)
     if mean is None or std is None:
         return model
     return nn.Sequential(Normalise(mean, std), model)
+
+
+def require_known(name: str) -> None:
+    """Raise a UserError, with the nearest names, unless `name` is an architecture."""
+    if in_library(name):
+        library.require_known(name)
+    elif name not in NETWORKS:
+        raise unknown("architecture", name, [*NETWORKS, *(f"{one}:NAME" for one in library.LIBRARIES)])
+
+
+def in_library(name: str) -> bool:
+    """Tell whether an architecture is of timm or torchvision: built as published, whatever `zoo.width` is."""
+    return name.startswith(tuple(f"{one}:" for one in library.LIBRARIES))
+
+
+@contextmanager
+def blank(name: str) -> Iterator[None]:
+    """Inside, build a network `name` for stored weights: on the meta device, if it is ours.
+
+    Constructors of libraries compute buffers that no state dict brings back, such as relative positions; their networks
+    are built in full, on the CPU, without a trace in the global random numbers.
+    """
+    with torch.random.fork_rng(devices=[]) if in_library(name) else torch.device("meta"):
+        yield
+
+
+def _plain(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
+    if name in PERCEPTRONS:
+        return _perceptron(name, shape, outputs, width)
+    if not in_library(name):
+        return _convnet(name, shape, outputs, width)
+    require(width == 1, name, "width 1, as published", width)
+    _require_images(name, shape)
+    return library.build(name, outputs, shape)
+
+
+def _require_images(name: str, shape: tuple[int, int, int]) -> None:
+    c, h, w = shape
+    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more, or one of {PERCEPTRONS}", shape)
 
 
 def _perceptron(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
@@ -92,20 +149,7 @@ def _perceptron(name: str, shape: tuple[int, int, int], outputs: int, width: flo
 
 
 def _convnet(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
-    c, h, w = shape
-    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more, or one of {PERCEPTRONS}", shape)
+    _require_images(name, shape)
     family = _FAMILIES.get(name, name)  # a detector has a file of its own
     model: nn.Module = getattr(import_module(f"{__name__}.{family}"), name)(outputs, width)
     return model
-
-
-def final_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
-    """Return the last layer that holds classification weights: linear, or SqueezeNet's 1x1 convolution.
-
-    By convention it is the convolution or linear layer that the model registers last; so it is in all of
-    `ARCHITECTURES` and in nearly every model of torchvision and timm.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise UserError(f"{type(model).__name__} has no linear or convolution layer to fine-tune as its last one")
-    return layers[-1]

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fingerbench.errors import UserError
+
 Kernel = int | tuple[int, int]
 
 
@@ -93,3 +95,15 @@ def kaiming(model: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
             nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def final_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
+    """Return the last layer that holds classification weights: linear, or SqueezeNet's 1x1 convolution.
+
+    By convention it is the convolution or linear layer that the model registers last; so it is in all of
+    `ARCHITECTURES`, and in torchvision's and timm's models, ViTs as well.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise UserError(f"{type(model).__name__} has no linear or convolution layer to fine-tune as its last one")
+    return layers[-1]

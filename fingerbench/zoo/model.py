@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench.data.augment import Augment
-from fingerbench.nets import network
+from fingerbench.nets import blank, network
 from fingerbench.ops import predict
 from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
@@ -78,9 +78,10 @@ class ModelSpec(Spec):
     def load(self, workshop: Workshop) -> nn.Module:
         """Return the stored model, frozen, in eval mode."""
         artefact = workshop.load(self)
-        with torch.device("meta"):
+        with blank(self.architecture):
             model = self.network(workshop.data.shape)
-        return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        revived = revive(model, artefact)
+        return revived.to(workshop.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train the model; the facts hold its quality and its agreement with its parent on the test split."""

@@ -13,8 +13,12 @@ from fingerbench.zoo.train import Recipe, Scene, supervise
 
 
 def weight_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the convolutional and linear layers, whose weights pruning and noising change."""
-    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    """Return the convolutional and linear layers, whose weights pruning and noising change.
+
+    Those inside `nn.MultiheadAttention`, as in torchvision's ViTs, are left out: it does not call them as layers.
+    """
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    return [layer for layer in layers if not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fingerbench.data.augment import Augment
-from fingerbench.errors import unknown
-from fingerbench.nets import NETWORKS
+from fingerbench.nets import in_library, require_known
 from fingerbench.records import Half, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.zoo.model import Attack, ModelSpec
@@ -62,7 +61,7 @@ class Zoo:
     data: str  # digest of the data set
     classes: int
     source: str
-    width: float
+    width: float  # of fingerbench's own networks; those of libraries are as published
     augment: Augment
     precision: str
     seed: int
@@ -96,14 +95,13 @@ class Zoo:
     def _model(
         self, name: str, architecture: str, half: Half, attack: Attack, variant: str, parent: ModelSpec | None
     ) -> ModelSpec:
-        if architecture not in NETWORKS:
-            raise unknown("architecture", architecture, NETWORKS)  # before anything is built
+        require_known(architecture)  # before anything is built
         return ModelSpec(
             name=name,
             data=self.data,
             classes=self.classes,
             architecture=architecture,
-            width=self.width,
+            width=1.0 if in_library(architecture) else self.width,
             half=half,
             augment=self.augment,
             attack=attack,
