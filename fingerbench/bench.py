@@ -109,6 +109,8 @@ class Bench:
         for family, attack in self.attacks.items():
             if getattr(attack, "classifiers_only", False):
                 self._require_labels(f"attack={family}", "attack=[source,finetune,prune,noise,distill]")
+            if getattr(attack, "needs_transfer", False):
+                self._require_transfer(family)
         return {suspect.name: self.zoo.spec(suspect, self.attacks) for suspect in self.suspects}
 
     @cached_property
@@ -140,6 +142,12 @@ class Bench:
 
     def _require_labels(self, choice: str, alternative: str) -> None:
         require(self.data.task.labelled, choice, f"a data set with classes, or {alternative}", self.data.name)
+
+    def _require_transfer(self, family: str) -> None:
+        others = [name for name, attack in self.attacks.items() if not getattr(attack, "needs_transfer", False)]
+        instead = f"attack=[{','.join(others)}]" if others else "another attack"
+        expected = f"a data set with transfer images, such as from data.transfer_root=DIR, or {instead}"
+        require(self.data.transfer is not None, f"attack={family}", expected, f"{self.data.name} without any")
 
     def _gan(self) -> GanSpec:
         seed = seed_for(self.settings.zoo.seed, "gan")

@@ -12,9 +12,11 @@ from PIL import Image
 
 from fingerbench.data import SPLITS, check, digest
 from fingerbench.data.augment import Augment
-from fingerbench.data.cifar10 import Cifar10, read_folder
+from fingerbench.data.cifar10 import Cifar10
 from fingerbench.data.digits import Digits, enlarge
+from fingerbench.data.folder import read_folder
 from fingerbench.data.glyphs import glyphs
+from fingerbench.data.imagefolder import ImageFolder
 from fingerbench.data.splits import split
 from fingerbench.errors import UserError
 from fingerbench.records import Images
@@ -215,7 +217,7 @@ def test_image_folder_is_read_sorted_as_rgb_of_32_pixels(tmp_path):
     Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / "deep" / "er" / "a.PNG")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_text("no image")
-    x = read_folder(tmp_path)
+    x = read_folder(tmp_path, 32)
     assert x.dtype == torch.uint8
     assert x[0].unique().tolist() == [7]
     assert x[1, :, 0, 0].tolist() == [1, 2, 3]
@@ -224,12 +226,12 @@ def test_image_folder_is_read_sorted_as_rgb_of_32_pixels(tmp_path):
 
 def test_image_folder_that_is_empty_or_damaged_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected images .* found none; set data.transfer_root=DIR"):
-        read_folder(tmp_path)
+        read_folder(tmp_path, 32)
     whole = tmp_path / "whole.png"
     Image.effect_noise((32, 32), 50).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:300])
     with pytest.raises(UserError, match=r"cut.png: expected an image, could not read it"):
-        read_folder(tmp_path)
+        read_folder(tmp_path, 32)
 
 
 @real
@@ -259,7 +261,7 @@ def test_missing_transfer_images_say_what_to_do(tmp_path):
             Cifar10(str(tmp_path), transfer_root).load()
 
 
-@pytest.mark.parametrize("kind", [Digits, Cifar10])
+@pytest.mark.parametrize("kind", [Digits, Cifar10, ImageFolder])
 def test_configured_data_matches_its_class(kind):
     node = OmegaConf.load(CONF / f"{kind.__name__.lower()}.yaml")
     assert node._target_ == f"{kind.__module__}.{kind.__name__}"

@@ -1,6 +1,7 @@
 """The README's examples are run, to the letter."""
 
 import re
+import shlex
 import shutil
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from conftest import METHODS, ROOT, TINY, finish, start
 
 from fingerbench import config
+from fingerbench.nets import require_known
 
 README = (ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"<!-- test: (\S+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
@@ -39,6 +41,18 @@ def test_the_python_example(built, tmp_path):
     shutil.copytree(built[0], tmp_path / "store")
     overrides = [*TINY, f"store={tmp_path / 'store'}", "attack=[source,prune]"]
     finish(start(["-c", block.replace('"data=digits"', ", ".join(map(repr, overrides)))]))
+
+
+def test_the_commands_for_ones_own_networks_and_images_compose():
+    section = README.split("## Bring your own networks and images\n")[1].split("\n## ")[0]
+    lines = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("python run.py")]
+    assert len(lines) == 4
+    for _, _, *words in lines:
+        config.check(words)
+    named = config.compose(lines[0][2:]).zoo.architectures
+    assert named == ["timm:vit_tiny_patch16_224", "torchvision:resnet18", "resnet18"]
+    for name in named:
+        require_known(name)
 
 
 def test_every_family_method_and_file_is_described(built):

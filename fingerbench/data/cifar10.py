@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fingerbench.data.folder import read_folder
 from fingerbench.data.splits import split
 from fingerbench.errors import UserError
 from fingerbench.records import Dataset, Images
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
 SIDE = 32
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -65,41 +63,11 @@ class Cifar10:
         if (root / kind.base_folder).is_dir() or (self.download and not folder.is_dir()):
             return _archive(kind, root, train=True, download=self.download).x
         if folder.is_dir():
-            return read_folder(folder)
+            return read_folder(folder, SIDE)
         raise UserError(
             f"transfer images of cifar10: expected {root / kind.base_folder} or images in {folder}, found neither; "
             "set data.download=true, or data.transfer_root=DIR to any folder of images"
         )
-
-
-def read_folder(folder: Path) -> Tensor:
-    """Return every image in `folder` and its subfolders, sorted by path, as uint8 (n, 3, 32, 32) RGB.
-
-    Images of another size are resized bilinearly. Hidden files and other types of file are passed over.
-
-    Raises:
-        UserError: no image in there, or one that cannot be read.
-    """
-    paths = sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(
-            f"{folder}: expected images ({kinds}), found none; set data.transfer_root=DIR to where some are"
-        )
-    with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(_read_image, paths)))
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def _read_image(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: expected an image, could not read it ({error}); mend or delete it") from error
-    return np.asarray(rgb if rgb.size == (SIDE, SIDE) else rgb.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _archive(kind: type[CIFAR10], root: Path, *, train: bool, download: bool) -> Images:

@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fingerbench.errors import UserError
 from fingerbench.zoo.train import Recipe, Scene, answers, fit
 
 
@@ -23,12 +22,11 @@ class Knockoff:
     variants: tuple[str, ...] = field(default=(), compare=False)
     students: ClassVar[bool] = True
     classifiers_only: ClassVar[bool] = True
+    needs_transfer: ClassVar[bool] = True
 
     def make(self, variant: str, scene: Scene) -> nn.Module:
         """Return the student."""
-        assert scene.victim is not None
-        if scene.transfer is None:
-            raise UserError("knockoff: expected a data set with transfer images, got none; choose another attack")
+        assert scene.victim is not None and scene.transfer is not None
         images = scene.transfer.x
         teach = answers(scene.victim, images, scene.workbench)
 

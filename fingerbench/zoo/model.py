@@ -27,7 +27,8 @@ class Attack(Protocol):
 
     variants: the settings that FingerBench has a suspect for (declared with `field(compare=False)`: the list is no
     part of what one model is). students: True where a variant names the architecture of a new network, False where
-    the victim's own is kept. An attack on classifiers alone says so with a class attribute `classifiers_only = True`.
+    the victim's own is kept. An attack on classifiers alone says so with a class attribute `classifiers_only = True`,
+    one that needs the transfer images of the data set with `needs_transfer = True`.
     """
 
     @property
