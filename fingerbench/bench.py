@@ -24,6 +24,7 @@ from torch import nn
 
 from fingerbench import config
 from fingerbench.api import Fingerprinter
+from fingerbench.cost import Sizes, effort
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
 from fingerbench.errors import require, unknown
@@ -200,7 +201,8 @@ class Bench:
         pick_bfloat16(self.settings.precision, pick_device(self.settings.device))
         self._number("threads", 1)
         container = OmegaConf.to_container(self.settings, resolve=True)
-        Pool(self.store, cast(dict[str, Any], container), self.jobs).run(list(wanted))
+        sizes = Sizes.of(self.data)
+        Pool(self.store, cast(dict[str, Any], container), self.jobs, lambda spec: effort(spec, sizes)).run(list(wanted))
 
     @property
     def jobs(self) -> int:
