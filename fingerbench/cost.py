@@ -179,10 +179,10 @@ class MethodOutline:
 
 
 def passes(operation: Operation, networks: tuple[Network, ...], images: float, batch: int = ANSWERED) -> Work:
-    """Return the work of `images` images through each of `networks`."""
+    """Return the work of `images` images through each of `networks`, at most `batch` at once."""
     work: Counter[Any] = Counter()
     for network in networks:
-        work[Pass(operation, network, batch)] += images  # type: ignore[assignment]
+        work[Pass(operation, network, min(batch, max(1, round(images))))] += images  # type: ignore[assignment]
     return work
 
 
