@@ -182,7 +182,7 @@ class Pool:
             else:
                 self._made[spec.kind] += 1
                 if reply["status"] == "made":
-                    self._eta.learn(spec, time.monotonic() - self._began[spec.key])
+                    self._eta.learn(spec, reply["seconds"])  # without the start of the worker
                 log.debug("%s: %s", spec.label, reply["status"])
             self._change.notify_all()
 
