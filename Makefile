@@ -11,7 +11,7 @@ EXPERIMENTS ?= $(filter-out $(if $(findstring data=,$(SETTINGS)),metav_regressio
 	$(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo paper test test-slow lint bench clean
+.PHONY: help setup demo paper test test-slow lint bench bench-train clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -47,6 +47,9 @@ lint: $(READY) ## ruff and mypy
 
 bench: $(READY) ## how long things take on this machine, as a table
 	$(BIN)/python benchmarks/demo_speed.py
+
+bench-train: $(READY) ## images per second of training, every architecture, against the loop that papers use
+	$(BIN)/python benchmarks/train_speed.py
 
 clean: ## remove the virtual environment; the store and the runs stay
 	rm -rf $(VENV)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import machine
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +64,7 @@ def main() -> None:
             rows.append((title, f"{seconds:.1f}", f"{peak_gib():.2f}"))
         made = json.loads((runs / "0" / "manifest.json").read_text())["seconds"]["made"]
     lines = [
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the end",
+        f"{machine.describe(torch.device('cpu'))} at the end",
         "",
         "| command | seconds | peak GiB of one process so far |",
         "| :--- | ---: | ---: |",

@@ -25,6 +25,7 @@ from torch import nn
 
 from fingerbench import config
 from fingerbench.api import Fingerprinter
+from fingerbench.cost import Sizes, effort
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
 from fingerbench.errors import require, unknown
@@ -215,7 +216,8 @@ class Bench:
         wanted = list(wanted)
         self._fit_libraries(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)
-        Pool(self.store, cast(dict[str, Any], container), self.jobs).run(wanted)
+        sizes = Sizes.of(self.data)
+        Pool(self.store, cast(dict[str, Any], container), self.jobs, lambda spec: effort(spec, sizes)).run(wanted)
 
     def _fit_libraries(self, wanted: Sequence[Spec]) -> None:
         """Refuse networks of libraries that cannot take these images; say what zoo.width does not do."""

@@ -16,10 +16,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from fingerbench.cost import Effort
 from fingerbench.errors import BuildError, UserError
+from fingerbench.eta import Eta
 from fingerbench.progress import Progress, plural
 from fingerbench.store import Spec, Store
 
@@ -30,18 +32,24 @@ RETRY_S = 0.5  # until a model that another process is making is looked at again
 
 
 class Pool:
-    """Worker processes that make what is missing in a store."""
+    """Worker processes that make what is missing in a store.
 
-    def __init__(self, store: Store, settings: dict[str, Any], jobs: int) -> None:
+    effort: how much there is to do for a spec, for the time left; without it, all count the same.
+    """
+
+    def __init__(
+        self, store: Store, settings: dict[str, Any], jobs: int, effort: Callable[[Spec], Effort] | None = None
+    ) -> None:
         self.store = store
         self.settings = settings
         self.jobs = jobs
         self._change = threading.Condition()
         self._todo: dict[str, Spec] = {}
         self._running: dict[str, Spec] = {}
+        self._began: dict[str, float] = {}
         self._retry: dict[str, float] = {}
         self._made: Counter[str] = Counter()
-        self._effort_made = 0.0
+        self._eta = Eta(effort or (lambda spec: Effort(spec.kind, 1.0)))
         self._error: Exception | None = None
         self._workers: list[subprocess.Popen[str]] = []
 
@@ -58,25 +66,29 @@ class Pool:
         if not self._todo:
             return
         progress = Progress({kind: (found[kind], found[kind] + missing[kind]) for kind in missing})
-        effort = sum(spec.effort for spec in self._todo.values())
-        began = time.monotonic()
-
-        def left() -> float | None:
-            made = self._effort_made
-            return (time.monotonic() - began) / made * (effort - made) if made else None
-
         threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(min(self.jobs, len(self._todo)))]
         try:
             with progress:
+                missing_specs = list(self._todo.values())
                 for thread in threads:
                     thread.start()
+                for (
+                    spec
+                ) in missing_specs:  # takes seconds, as the start of the workers does, and must not keep their lock
+                    self._eta.effort(spec)
                 while any(thread.is_alive() for thread in threads):
                     time.sleep(POLL_S)
-                    progress.show(found + self._made, [spec.label for spec in list(self._running.values())], left())
+                    progress.show(found + self._made, [s.label for s in list(self._running.values())], self._left())
         finally:
             self._stop()
         if self._error:
             raise self._error
+
+    def _left(self) -> float | None:
+        with self._change:
+            now = time.monotonic()
+            running = [(spec, now - self._began[key]) for key, spec in self._running.items()]
+            return self._eta.left(self._todo.values(), running, max(1, len(self._workers)))
 
     def _take_stock(self, wanted: Sequence[Spec]) -> Counter[str]:
         found: Counter[str] = Counter()
@@ -117,6 +129,7 @@ class Pool:
                 spec = self._ready()
                 if spec:
                     self._running[spec.key] = self._todo.pop(spec.key)
+                    self._began[spec.key] = time.monotonic()
                     return spec
                 self._change.wait(RETRY_S)
             return None
@@ -168,7 +181,8 @@ class Pool:
                 self._error = self._error or error(reply["error"])
             else:
                 self._made[spec.kind] += 1
-                self._effort_made += spec.effort
+                if reply["status"] == "made":
+                    self._eta.learn(spec, reply["seconds"])  # without the start of the worker
                 log.debug("%s: %s", spec.label, reply["status"])
             self._change.notify_all()
 

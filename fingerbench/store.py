@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import safetensors.torch
 import torch
@@ -26,6 +27,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fingerbench.errors import DamagedError, UserError, writing
+
+if TYPE_CHECKING:
+    from fingerbench.cost import Sizes, Work
 
 SCHEMA = 1
 PAYLOAD, RECORD = "payload.safetensors", "record.json"
@@ -42,10 +46,12 @@ class Spec:
     kind: ClassVar[str]
     version: ClassVar[int]  # bump by hand when the same spec comes to mean something else
 
-    @property
-    def effort(self) -> float:
-        """Roughly how long it takes to make, relative to a network from random weights: for the time left alone."""
-        return 1.0
+    def work(self, sizes: Sizes) -> Work:
+        """Return how many images go through which networks to make it, an estimate: for the time left, and the cost.
+
+        What says nothing, as here, counts as nothing.
+        """
+        return Counter()
 
     @cached_property
     def key(self) -> str:

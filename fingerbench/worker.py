@@ -1,7 +1,8 @@
 """One worker process: makes what it is told to, one artefact after another. See `fingerbench.pool`.
 
 Input: one line with the settings as JSON, then one spec a line, pickled and in base64. Output: one JSON object a spec,
-with its `status`: "made", "found" (another process was faster), "busy" (another process is at it), or "failed".
+with its `status`: "made", with the seconds that took, "found" (another process was faster), "busy" (another process is
+at it), or "failed".
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -69,10 +71,11 @@ def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
             return {"status": "busy"}
         if store.has(spec):
             return {"status": "found"}
+        began = time.monotonic()
         with peak_memory(workshop.device) as peak:
             tensors, facts = spec.make(workshop)
         store.save(spec, tensors, {**facts, "peak_mib": peak()})
-        return {"status": "made"}
+        return {"status": "made", "seconds": time.monotonic() - began}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fingerbench import ops
 from fingerbench.api import Access
+from fingerbench.cost import MethodOutline, Work, passes
 from fingerbench.errors import NoQueriesError
 from fingerbench.records import Fingerprint, Images, Setting
 
@@ -56,6 +57,10 @@ class AKH:
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return the matching rate: the share of queries on which the suspect's label is the source's."""
         return ops.matching_rate(fingerprint.state["labels"], responses)
+
+    def work(self, outline: MethodOutline) -> Work:
+        """Return the held-out images, and all mixtures that there may be, three of each pair."""
+        return passes("answer", (outline.source,), outline.sizes.test + 3 * self.rounds * outline.budget)
 
     def _mixtures(self, setting: Setting, wrong: Tensor, truth: Tensor, count: int) -> Tensor:
         """Return at most `count` screened mixtures of two different mistakes, each as it is or flipped."""

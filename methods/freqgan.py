@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
+from fingerbench.cost import MethodOutline, Other, Pass, Work, forward_flop, passes
 from fingerbench.errors import NoQueriesError, UserError
 from fingerbench.gans import freqgan as networks
 from fingerbench.gans.train import Hinge, descend
@@ -76,6 +77,17 @@ class FreqGAN:
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return the matching rate: the share of queries on which the suspect's label is the source's."""
         return ops.matching_rate(fingerprint.state["labels"], responses)
+
+    def work(self, outline: MethodOutline) -> Work:
+        """Return the training of both networks, and the source's answers to every fake, with gradients."""
+        c, h, w = outline.sizes.shape
+        pair = networks.build((c, h, w), 0, width=self.width, share=self.share)
+        generator, discriminator = (forward_flop(net.to("meta"), (c, h, w)) for net in pair)
+        images = self.epochs * outline.sizes.half
+        # The discriminator learns from real images and fakes, and judges the fakes for the generator.
+        learning = Pass("train", Other("freqgan", generator + 2 * discriminator), self.batch)
+        judging = Pass("attack", Other("freqgan", discriminator), self.batch)
+        return passes("attack", (outline.source,), images, self.batch) + Work({learning: images, judging: images})
 
     def perturb(self, generator: nn.Module, x: Tensor) -> Tensor:
         """Return the fakes that `generator` makes of the images x (n, c, h, w), both in [0, 1]."""

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
+from fingerbench.cost import MethodOutline, Work, passes
 from fingerbench.errors import NoQueriesError
 from fingerbench.records import Fingerprint, Setting
 
@@ -74,6 +75,11 @@ class IPGuard:
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return the matching rate: the share of queries on which the suspect's label is the source's."""
         return ops.matching_rate(fingerprint.state["labels"], responses)
+
+    def work(self, outline: MethodOutline) -> Work:
+        """Return the steps of all start images that may be tried, the most there may be."""
+        tried = min(round(self.tries * outline.budget), outline.sizes.half)
+        return passes("attack", (outline.source,), self.steps * tried, outline.budget)
 
     def _accepted(self, source: nn.Module, x: Tensor, true: Tensor, target: Tensor) -> Tensor:
         """Return those points whose loss, computed afresh on the image to be stored, is exactly 0."""

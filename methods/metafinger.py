@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
+from fingerbench.cost import MethodOutline, Work, passes
 from fingerbench.errors import NoQueriesError, require
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.transforms import (
@@ -116,6 +117,19 @@ class MetaFinger:
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return the matching rate: the share of labels (n,) that are those of the fingerprint."""
         return ops.matching_rate(fingerprint.state["labels"], responses)
+
+    def work(self, outline: MethodOutline) -> Work:
+        """Return `max_restarts` optimisations, the most there may be: each step an anchor and `k` of either kind.
+
+        Their networks count as one of each surrogate in turn, and so do those that validate.
+        """
+        n = min(self.images, outline.sizes.half)
+        steps = self.max_restarts * self.epochs * round(self.train_share * len(outline.positives))
+        models = len(outline.surrogates)
+        validated = self.max_restarts * n * (1 - self.train_share) * (self.epochs - self.warm_up + 1)
+        return passes("attack", outline.surrogates, steps * (1 + 2 * self.k) * n / models, n) + passes(
+            "answer", outline.surrogates, validated
+        )
 
     def _split(self, setting: Setting) -> tuple[Pool, Pool]:
         """Return the surrogates to train on and those to validate on."""

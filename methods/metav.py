@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from fingerbench import ops
 from fingerbench.api import Access
+from fingerbench.cost import MethodOutline, Work, passes
 from fingerbench.errors import UserError, require
 from fingerbench.records import Fingerprint, Setting
 
@@ -76,6 +77,10 @@ class MetaV:
                 (weight * self.loss(answers, side, verifier)).backward()
             adam.step()
         return self._record(setting, images(w.detach()), verifier)
+
+    def work(self, outline: MethodOutline) -> Work:
+        """Return all queries through all surrogates, in each iteration."""
+        return passes("attack", outline.surrogates, self.iterations * outline.budget, outline.budget)
 
     def loss(self, answers: Tensor, side: int, verifier: Mapping[str, Tensor]) -> Tensor:
         """Return -log v_side of a model with these answers (n, outputs): one term of the loss."""

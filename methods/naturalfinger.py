@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from fingerbench import ops
 from fingerbench.api import Access
+from fingerbench.cost import MethodOutline, Pass, Work, passes
 from fingerbench.errors import NoQueriesError, UserError
 from fingerbench.records import Fingerprint, Gan, Setting
 from fingerbench.transforms import GaussianNoise, HorizontalFlip, Identity, Shear, Transform, Translate
@@ -113,6 +114,18 @@ class NaturalFinger:
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return the matching rate: the share of labels (n,) that equal y+."""
         return ops.matching_rate(fingerprint.state["labels"], responses)
+
+    def work(self, outline: MethodOutline) -> Work:
+        """Return the optimisation of `max_chunks` latent batches, the most there may be, and what screens them."""
+        assert outline.gan is not None
+        moves = self.epochs * self.max_chunks * self.latent_batch
+        groups = -(-min(len(outline.positives), len(outline.negatives)) // self.model_batch)
+        seen = len(self._bank()) * self.max_chunks * self.latent_batch + self.max_draws
+        return (
+            passes("attack", outline.surrogates, moves, self.latent_batch)
+            + passes("answer", outline.surrogates, seen)
+            + Work({Pass("attack", outline.gan, self.latent_batch): groups * moves})
+        )
 
     def _chunks(self, setting: Setting, gan: Gan, yields: Counter[str]) -> Iterator[Candidates]:
         """Yield up to `max_chunks` batches of candidates and count in `yields` what became of those drawn."""

@@ -40,6 +40,7 @@ def test_a_run_writes_everything(built):
     assert metrics["cost"]["queries"] == 20 and metrics["cost"]["preparation_seconds"] == 0 < metrics["cost"]["seconds"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["versions"]["torch"] and manifest["seconds"]["made"]["model"] > 0
+    assert set(manifest["peak_mib"]) == {"model", "fingerprint"} and min(manifest["peak_mib"].values()) > 10
     keys = manifest["store"]["suspects"]
     assert set(keys) == set(scores.suspect) and {store / "model" / key for key in keys.values()} <= set(stored(store))
     tensors = safetensors.torch.load_file(folder / "fingerprint.safetensors")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fingerbench.cost import Other, Pass, Sizes, Work, forward_flop
 from fingerbench.errors import require
 from fingerbench.transforms import Transform
 
@@ -45,6 +46,10 @@ class Evasion:
         Args: images: the thief's, float (n, c, h, w) in [0, 1]; generator: on the CPU. Global generators are seeded.
         """
         return {}, {}
+
+    def work(self, sizes: Sizes) -> Work:
+        """Return the work of `prepare`: none."""
+        return Work()
 
     def queries(self, x: Tensor, weights: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return what the model sees of queries x float (n, c, h, w) in [0, 1]: float (n, c, h', w') in [0, 1]."""
@@ -95,6 +100,13 @@ class Autoencoder(Evasion):
                 optimizer.step()
         weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         return weights, {"mse": F.mse_loss(self.queries(images, weights, generator), images).item()}
+
+    def work(self, sizes: Sizes) -> Work:
+        """Return the training."""
+        with torch.device("meta"):
+            model = _autoencoder((sizes.shape[0], *self.channels))
+        network = Other("autoencoder", forward_flop(model, sizes.shape))
+        return Work({Pass("train", network, self.batch): self.epochs * sizes.finetune})
 
     @torch.no_grad()
     def queries(self, x: Tensor, weights: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:

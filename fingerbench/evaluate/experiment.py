@@ -311,7 +311,10 @@ def perform(settings: DictConfig, words: Sequence[str], folder: Path) -> Page:
     drawn = page(name, experiment, every)
     write(drawn, folder)
     with writing(folder, "hydra.run.dir"):
-        manifest = describe(every[0].bench, {}) | {"experiment": name, "cells": [cell.command for cell in every]}
+        manifest = describe(every[0].bench, seconds={}) | {
+            "experiment": name,
+            "cells": [cell.command for cell in every],
+        }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
         _write_scores(experiment, every, folder / "cells.csv")
     show(drawn)

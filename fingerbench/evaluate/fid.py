@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fingerbench.cost import Pass, Sizes, Work, passes
 from fingerbench.gans.spec import GanSpec
 from fingerbench.nets import final_layer
 from fingerbench.records import Gan, Images
@@ -45,10 +46,10 @@ class FidSpec(Spec):
         """The kind of GAN."""
         return f"{self.gan.label} fid"
 
-    @property
-    def effort(self) -> float:
-        """No training."""
-        return 0.01
+    def work(self, sizes: Sizes) -> Work:
+        """Return the owner's half, drawn once and seen twice, real and drawn."""
+        drawn = Pass("answer", self.gan.outline(sizes.shape), BATCH)
+        return Work({drawn: sizes.half}) + passes("answer", (self.source.outline(sizes.shape),), 2 * sizes.half)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return SAMPLES images of each class in [0, 1], class after class, as "samples"; the facts hold the FID."""

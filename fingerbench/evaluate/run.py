@@ -22,7 +22,7 @@ from fingerbench.evaluate.metrics import summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
 from fingerbench.manifest import manifest
 from fingerbench.records import Fingerprint, Suspect
-from fingerbench.store import Artefact
+from fingerbench.store import Artefact, Spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         if fid:
             draw_gan(bench.store.load(fid), folder / "figures")
         seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
-        _write_json(folder / "manifest.json", describe(bench, seconds))
+        _write_json(folder / "manifest.json", describe(bench, seconds=seconds, peak_mib=_peaks(bench)))
     title = f"{tables.title(bench.settings.label, bench.settings.evasion.name)} on {bench.settings.data.name}"
     Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
     log.info("files and figures: %s", folder)
@@ -141,15 +141,15 @@ def gan_caption(fid: Artefact) -> str:
     return f"{facts['name']}, {rows}; FID {facts['fid']:.3g} with the {facts['features']}"
 
 
-def describe(bench: Bench, seconds: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest of the run."""
+def describe(bench: Bench, **measured: Any) -> dict[str, Any]:
+    """Return the manifest of the run, with what was measured in it."""
     spec = bench.fingerprint_spec
     keys: dict[str, Any] = {name: model.key for name, model in bench.models.items()}
     return manifest(
         config=OmegaConf.to_container(bench.settings, resolve=True),
         seeds={"method": bench.settings.seed, "zoo": bench.settings.zoo.seed},
         data_sha256=spec.data,
-        seconds=seconds,
+        **measured,
         store={
             "root": bench.settings.store,
             "fingerprint": spec.key,
@@ -179,11 +179,29 @@ def cost(bench: Bench) -> dict[str, float | None]:
 def _seconds(bench: Bench) -> dict[str, float]:
     """Return the seconds of work that each kind of artefact took when it was made, now or earlier."""
     total: Counter[str] = Counter()
-    spec = bench.fingerprint_spec
-    evasion = [bench.evasion_spec] if bench.evasion_spec else []
-    for made in {s.key: s for s in [spec, *spec.needs(), *evasion, *bench.models.values()]}.values():
+    for made in _made(bench):
         total[made.kind] += bench.store.facts(made)["seconds"]
     return dict(total)
+
+
+def _peaks(bench: Bench) -> dict[str, float]:
+    """Return the most memory in MiB that an artefact of each kind took when it was made, now or earlier.
+
+    A kind is left out where no artefact says, as in a store of an older version.
+    """
+    peaks: dict[str, float] = {}
+    for made in _made(bench):
+        peak = bench.store.facts(made).get("peak_mib")
+        if peak is not None:
+            peaks[made.kind] = max(peak, peaks.get(made.kind, 0.0))
+    return peaks
+
+
+def _made(bench: Bench) -> list[Spec]:
+    """Return what took time to make, each once."""
+    spec = bench.fingerprint_spec
+    evasion = [bench.evasion_spec] if bench.evasion_spec else []
+    return list({s.key: s for s in [spec, *spec.needs(), *evasion, *bench.models.values()]}.values())
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench.api import Access, Fingerprinter
+from fingerbench.cost import MethodOutline, Sizes, Work, method_work, passes
 from fingerbench.errors import NoQueriesError
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
@@ -51,10 +52,17 @@ class FingerprintSpec(Spec):
         """The method's name and its seed."""
         return f"{self.name} fingerprint"
 
-    @property
-    def effort(self) -> float:
-        """Optimising through 16 surrogates takes as long as training some tens of networks (measured on the demo)."""
-        return 30.0 if self.positives else 5.0
+    def work(self, sizes: Sizes) -> Work:
+        """Return what the method says of its work; of one that stops when it has enough, the most it may take."""
+        return method_work(self.method, self.outline(sizes))
+
+    def outline(self, sizes: Sizes) -> MethodOutline:
+        """Return the setting in numbers."""
+        positives, negatives = (
+            tuple(spec.outline(sizes.shape) for spec in specs) for specs in (self.positives, self.negatives)
+        )
+        gan = self.gan.outline(sizes.shape) if self.gan else None
+        return MethodOutline(self.source.outline(sizes.shape), positives, negatives, gan, sizes, self.budget)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Let the method make its queries, in a world where there is no suspect; that it found none is a result too."""
@@ -119,10 +127,9 @@ class EvasionSpec(Spec):
         """The evasion's name."""
         return f"{self.name} evasion"
 
-    @property
-    def effort(self) -> float:
-        """At most a small network, on few images."""
-        return 0.2
+    def work(self, sizes: Sizes) -> Work:
+        """Return what the evasion says of its preparation."""
+        return self.evasion.work(sizes)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Prepare the evasion on the images that a thief has."""
@@ -162,10 +169,10 @@ class ResponseSpec(Spec):
         """The suspect's name."""
         return f"{self.suspect.name} answers"
 
-    @property
-    def effort(self) -> float:
-        """One small batch, no training."""
-        return 0.01
+    def work(self, sizes: Sizes) -> Work:
+        """Return the queries and their 8-bit copies, once a draw."""
+        draws = self.evasion.evasion.draws if self.evasion else 1
+        return passes("answer", (self.suspect.outline(sizes.shape),), 2 * draws * self.fingerprint.budget)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Ask everything at once. Of a fingerprint without queries the answers are empty, (1, 0)."""
@@ -216,10 +223,9 @@ class AccuracySpec(Spec):
         """The suspect's name and the evasion's."""
         return f"{self.suspect.name} under {self.evasion.name}"
 
-    @property
-    def effort(self) -> float:
-        """The test split once a draw, no training."""
-        return 0.01
+    def work(self, sizes: Sizes) -> Work:
+        """Return the test split, once a draw."""
+        return passes("answer", (self.suspect.outline(sizes.shape),), self.evasion.evasion.draws * sizes.test)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Measure; the quality stands in the facts, as that of the model itself does in its own."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fingerbench.cost import Network, Pass, Sizes, Work, passes
 from fingerbench.errors import require
 from fingerbench.evaluate.specs import FingerprintSpec
 from fingerbench.nets import blank, network
@@ -64,10 +65,16 @@ class DetectorSpec(Spec):
     source: ModelSpec
     seed: int
 
-    @property
-    def effort(self) -> float:
-        """A small network, and few images."""
-        return 0.2
+    def work(self, sizes: Sizes) -> Work:
+        """Return the training on three versions of the fine-tuning split, and the adversarial ones of both splits."""
+        detector, (own, source) = self.detector, self.outlines(sizes.shape)
+        training = Work({Pass("train", own, detector.batch): detector.epochs * 3 * sizes.finetune})
+        attacked = passes("attack", (source,), sizes.finetune + sizes.test)
+        return training + attacked + passes("answer", (own,), 3 * sizes.test)
+
+    def outlines(self, shape: tuple[int, int, int]) -> tuple[Network, Network]:
+        """Return what the detector and the source cost, on images of `shape` (c, h, w)."""
+        return Network(self.detector.architecture, 2, self.detector.width, shape), self.source.outline(shape)
 
     def network(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network without its weights: [0, 1] images of `shape` (c, h, w) to logits (n, 2)."""
@@ -116,10 +123,10 @@ class DetectionSpec(Spec):
         """The method's name."""
         return f"{self.fingerprint.name} detection"
 
-    @property
-    def effort(self) -> float:
-        """One small batch, no training."""
-        return 0.01
+    def work(self, sizes: Sizes) -> Work:
+        """Return the queries."""
+        own, _ = self.detector.outlines(sizes.shape)
+        return passes("answer", (own,), self.fingerprint.budget)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return which queries are flagged, bool (queries,), as "flagged"; the facts hold their share, None of none."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fingerbench.cost import Adversaries, Pass, Sizes, Work
 from fingerbench.gans.train import Training
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
@@ -31,6 +32,15 @@ class GanSpec(Spec):
     def label(self) -> str:
         """The kind of GAN."""
         return type(self.design).__module__.rpartition(".")[2]
+
+    def work(self, sizes: Sizes) -> Work:
+        """Return all steps; each image of a batch takes its share of one, the discriminator's included."""
+        training = Pass("train", self.outline(sizes.shape), self.design.batch)
+        return Work({training: self.design.steps * self.design.batch})
+
+    def outline(self, shape: tuple[int, int, int]) -> Adversaries:
+        """Return what the networks cost, on images of `shape` (c, h, w)."""
+        return Adversaries(self.design, self.classes, shape)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train it."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fingerbench.cost import ModelOutline, Work, passes
 from fingerbench.ops import ascend_sign
 from fingerbench.records import Images
 from fingerbench.zoo.train import Recipe, Scene, supervise
@@ -49,3 +50,11 @@ class Adversarial:
             moved = ascend_sign(model, moved, y, self.step)
             moved = moved.clamp(x - self.eps, x + self.eps).clamp(0, 1)
         return moved
+
+    def work(self, variant: str, outline: ModelOutline) -> Work:
+        """Return the training on all images and the crafted ones, and the steps of PGD on those, all at once."""
+        assert outline.victim is not None
+        images = outline.sizes.finetune
+        crafted = round(float(variant) * images)
+        attacked = passes("attack", (outline.victim,), self.steps * crafted, crafted)
+        return attacked + outline.training(self.recipe, images + crafted)

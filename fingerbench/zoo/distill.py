@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from fingerbench.cost import ModelOutline, Work
 from fingerbench.zoo.train import Recipe, Scene, answers, fit
 
 
@@ -34,3 +35,7 @@ class Distill:
             return task.imitation(outputs, teach(x, index), self.temperature)
 
         return fit(scene.network(), images, loss, self.recipe, scene.workbench)
+
+    def work(self, variant: str, outline: ModelOutline) -> Work:
+        """Return the student's training and the victim's answers."""
+        return outline.imitation(self.recipe, outline.sizes.half)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from fingerbench.cost import ModelOutline, Work, passes
 from fingerbench.errors import unknown
 from fingerbench.nets import final_layer
 from fingerbench.zoo.train import Recipe, Scene, supervise
@@ -39,3 +40,10 @@ class Finetune:
         model.requires_grad_(not only_last)
         last.requires_grad_(True)
         return supervise(model, images, self.recipe, scene.workbench, frozen=only_last)
+
+    def work(self, variant: str, outline: ModelOutline) -> Work:
+        """Return the training; where only the last layer learns, images go forward alone."""
+        images = outline.sizes.finetune
+        if variant.endswith("LL"):
+            return passes("answer", (outline.network,), self.recipe.epochs * images, self.recipe.batch)
+        return outline.training(self.recipe, images)

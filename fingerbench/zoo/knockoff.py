@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fingerbench.cost import ModelOutline, Work
 from fingerbench.zoo.train import Recipe, Scene, answers, fit
 
 
@@ -34,3 +35,7 @@ class Knockoff:
             return F.cross_entropy(logits, teach(x, index).softmax(1))
 
         return fit(scene.network(), images, loss, self.recipe, scene.workbench)
+
+    def work(self, variant: str, outline: ModelOutline) -> Work:
+        """Return the student's training and the victim's answers."""
+        return outline.imitation(self.recipe, outline.sizes.transfer)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, passes
 from fingerbench.data.augment import Augment
 from fingerbench.nets import blank, network
 from fingerbench.ops import predict
@@ -28,7 +29,9 @@ class Attack(Protocol):
     variants: the settings that FingerBench has a suspect for (declared with `field(compare=False)`: the list is no
     part of what one model is). students: True where a variant names the architecture of a new network, False where
     the victim's own is kept. An attack on classifiers alone says so with a class attribute `classifiers_only = True`,
-    one that needs the transfer images of the data set with `needs_transfer = True`.
+    one that needs the transfer images of the data set with `needs_transfer = True`. One that does more than to train by
+    its `recipe`, or on other images than `cost.attack_work` supposes, may say so with a method `work(variant, outline)`,
+    for the time left.
     """
 
     @property
@@ -67,10 +70,18 @@ class ModelSpec(Spec):
         """The suspect's or surrogate's name."""
         return self.name
 
-    @property
-    def effort(self) -> float:
-        """A modification is a short training on few images."""
-        return 1.0 if self.attack.students else 0.2
+    def work(self, sizes: Sizes) -> Work:
+        """Return the attack's work, and that of measuring the model and its victim on the test split."""
+        own = self.outline(sizes.shape)
+        victim = self.parent.outline(sizes.shape) if self.parent else None
+        measured = passes("answer", (own, victim) if victim else (own,), sizes.test)
+        return measured + attack_work(
+            self.attack, self.variant, ModelOutline(own, victim, sizes, not self.augment.identity)
+        )
+
+    def outline(self, shape: tuple[int, int, int]) -> Network:
+        """Return what the network costs, on images of `shape` (c, h, w)."""
+        return Network(self.architecture, self.classes, self.width, shape)
 
     def network(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network without its weights: [0, 1] images of `shape` (c, h, w) to outputs."""

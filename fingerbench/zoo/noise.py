@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from fingerbench.cost import ModelOutline, Work
 from fingerbench.zoo.prune import weight_layers
 from fingerbench.zoo.train import Recipe, Scene, supervise
 
@@ -39,6 +40,10 @@ class NoisedCopy(Noise):
     def make(self, variant: str, scene: Scene) -> nn.Module:
         """Return the victim, noised and fine-tuned on images of its own half."""
         return super().make(variant, replace(scene, finetune=scene.half))
+
+    def work(self, variant: str, outline: ModelOutline) -> Work:
+        """Return the training."""
+        return outline.training(self.recipe, outline.sizes.half)
 
 
 @torch.no_grad()

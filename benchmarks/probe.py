@@ -1,0 +1,231 @@
+"""Stopwatches for single passes: what `zoo_cost.py` multiplies by the number of images."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import machine
+import torch
+from torch import nn
+
+from fingerbench.bench import Bench
+from fingerbench.cost import Adversaries, Costly, MethodOutline, Network, Operation, Pass
+from fingerbench.evaluate.specs import FingerprintSpec
+from fingerbench.gans.train import train
+from fingerbench.ops import ascend_sign, pixels, predict
+from fingerbench.records import Gan, Images, Setting
+from fingerbench.workshop import peak_memory, pick_bfloat16, pick_device
+from fingerbench.zoo.train import Recipe, Workbench, supervise
+
+FIRST, SECOND = 2, 8  # images of the first tries; batch statistics of one do not exist
+GROWTH = 2  # of the batch at least, or no larger one is tried
+TRIES = 2  # of each batch: a new size is slow at first
+
+Act = Callable[[int], object]
+"""Does the pass with so many images at once."""
+
+
+class Point(NamedTuple):
+    """What a batch of `images` took: seconds, and bytes beyond what was in use before."""
+
+    images: int
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a pass was found to take.
+
+    seconds: an image, in the real batch; images: in the largest batch that was timed; memory: bytes of an image;
+    fixed: bytes however many.
+    """
+
+    seconds: float
+    images: int
+    memory: float
+    fixed: float
+
+
+@dataclass(frozen=True)
+class Loop:
+    """NaturalFinger's optimisation, whole: one latent's way through all surrogates, the GAN and back, an epoch."""
+
+    spec: FingerprintSpec = field(hash=False)
+    outline: MethodOutline = field(hash=False)
+    label: str = "naturalfinger's loop"
+
+    def flop(self, operation: Operation) -> float:
+        """Return the FLOP of a latent and epoch."""
+        method, outline = self.spec.method, self.outline
+        moved = replace(method, epochs=1, max_chunks=1, latent_batch=1, max_draws=0).work(outline)  # type: ignore[call-arg, type-var]
+        return sum(images * one.flop for one, images in moved.items() if one.operation == "attack")
+
+
+def measure(one: Pass, bench: Bench, seconds: float) -> Probe:
+    """Time a pass in growing batches, up to its own, for about `seconds`, and extend the line through them to its own.
+
+    Two batches are timed at least, since a step has a price of its own: that of all weights.
+    """
+    device, ends = pick_device(bench.settings.device), time.monotonic() + seconds
+    _trim()
+    before = used(device)
+    act = prepare(one, bench, device)
+    act(min(FIRST, one.batch))
+    points = [_point(act, min(FIRST, one.batch), before, device)]
+    while (n := _next(points, one.batch, ends - time.monotonic())) is not None:
+        points.append(_point(act, n, before, device))
+    base, slope = _line(points, "seconds")
+    fixed, memory = _line(points, "memory")
+    last = points[-1]
+    whole = last.seconds if last.images == one.batch else base + slope * one.batch
+    return Probe(whole / one.batch, last.images, memory, fixed)
+
+
+def _point(act: Act, n: int, before: float, device: torch.device) -> Point:
+    _trim()
+    with peak_memory(device) as peak:
+        taken = min(machine.timed(lambda: act(n), device) for _ in range(TRIES))
+    return Point(n, taken, max(0.0, peak() * 2**20 - before))
+
+
+def _next(points: Sequence[Point], most: int, left: float) -> int | None:
+    """Return how many images to try next, at most `most`, in the `left` seconds; None: no more."""
+    n = points[-1].images
+    if n == most:
+        return None
+    if len(points) == 1:
+        return min(SECOND, most)
+    base, slope = _line(points, "seconds")
+    more = min(most, int((left / TRIES - base) / slope)) if slope else most
+    return more if more >= min(GROWTH * n, most) else None
+
+
+def _line(points: Sequence[Point], what: Literal["seconds", "memory"]) -> tuple[float, float]:
+    """Return base and slope, neither below 0, of the line through the first and the last point."""
+    first, last = points[0], points[-1]
+    low, high = getattr(first, what), getattr(last, what)
+    if first is last:
+        return 0.0, low / first.images
+    slope = max(0.0, (high - low) / (last.images - first.images))
+    return max(0.0, low - slope * first.images), slope
+
+
+def prepare(one: Pass, bench: Bench, device: torch.device) -> Act:
+    """Return what does a pass, on random images and weights."""
+    network: Costly = one.network
+    if isinstance(network, Network):
+        model = network.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return _network(one, model, bench, device)
+    if isinstance(network, Adversaries):
+        gan = _gan(network, device)
+        return _training(network, gan, bench, device) if one.operation == "train" else _moving(one.operation, gan)
+    assert isinstance(network, Loop)
+    return _loop(network, bench, device)
+
+
+def _network(one: Pass, model: nn.Module, bench: Bench, device: torch.device) -> Act:
+    images = _images(one.batch, bench, device)
+    if one.operation == "train":
+        autocast = pick_bfloat16(bench.settings.precision, device)
+        workbench = Workbench(device, autocast, bench.zoo.augment, torch.Generator(), bench.data.task)
+
+        def act(n: int) -> object:
+            recipe = Recipe(1, n, 1e-3, 0.9, 5e-4, "cosine")
+            return supervise(model, Images(images.x[:n], images.y[:n]), recipe, workbench)
+
+        return act
+    model.eval()
+    x = pixels(images.x)
+    if one.operation == "answer":
+        return lambda n: predict(model, x[:n], n)
+    labels = torch.zeros(len(x), dtype=torch.long, device=device)
+    return lambda n: ascend_sign(model, x[:n], labels[:n], 1e-3)
+
+
+def _images(n: int, bench: Bench, device: torch.device) -> Images:
+    x = torch.randint(256, (n, *bench.data.shape), dtype=torch.uint8)
+    task = bench.data.task
+    y = torch.randint(task.outputs, (n,)) if task.labelled else torch.rand(n, task.outputs)
+    return Images(x.to(device), y.to(device))
+
+
+def _gan(network: Adversaries, device: torch.device) -> Gan:
+    gan = network.design.build(network.classes, network.shape)
+    return replace(gan, generator=gan.generator.to(device), discriminator=gan.discriminator.to(device))
+
+
+def _training(network: Adversaries, gan: Gan, bench: Bench, device: torch.device) -> Act:
+    def act(n: int) -> object:
+        for net in (gan.generator, gan.discriminator):
+            net.requires_grad_(True)  # a trained one is frozen
+        step = replace(network.design, steps=1, batch=n, ema_decay=0.0)
+        owned = Images(*(t[: n * step.discriminator_steps] for t in (bench.data.a.x, bench.data.a.y)))
+        return train(gan, step, owned, network.classes, torch.Generator(), device)
+
+    return act
+
+
+def _moving(operation: Operation, gan: Gan) -> Act:
+    device = next(gan.generator.parameters()).device
+    for net in (gan.generator, gan.discriminator):
+        net.eval().requires_grad_(False)
+
+    def act(n: int) -> object:
+        labels = torch.zeros(n, dtype=torch.long, device=device)
+        z = gan.latents(n, torch.Generator()).to(device)
+        if operation == "answer":
+            with torch.no_grad():
+                return gan.generator(z, labels)
+        z.requires_grad_(True)
+        return torch.autograd.grad(gan.discriminator(gan.generator(z, labels), labels).sum(), z)
+
+    return act
+
+
+def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
+    """Return an epoch of the method's own optimisation."""
+    from methods.naturalfinger import Candidates
+
+    def revived(networks: tuple[Network, ...]) -> tuple[nn.Module, ...]:
+        built = (network.build().eval().requires_grad_(False) for network in networks)
+        return tuple(model.to(device, memory_format=torch.channels_last) for model in built)  # type: ignore[call-overload]
+
+    outline, data = loop.outline, bench.data
+    assert outline.gan is not None
+    gan = _gan(outline.gan, device)
+    for net in (gan.generator, gan.discriminator):
+        net.eval().requires_grad_(False)
+    positives, negatives = revived(outline.positives), revived(outline.negatives)
+    random = torch.Generator().manual_seed(0)
+    setting = Setting(
+        positives[0], data.a, data.test, positives, negatives, gan, data.task, outline.budget, device, random
+    )
+    once = replace(loop.spec.method, epochs=1)  # type: ignore[call-arg, type-var]
+
+    def act(n: int) -> object:
+        labels = torch.zeros(n, dtype=torch.long, device=device)
+        candidates = Candidates(gan.latents(n, random).to(device), labels, labels, labels + 1)
+        return once._optimise(candidates, setting, gan)
+
+    return act
+
+
+def used(device: torch.device) -> float:
+    """Return the bytes in use: resident ones, or those of PyTorch's tensors on a GPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.memory_allocated(device))
+    status = Path("/proc/self/status").read_text()
+    return float(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 2**10
+
+
+def _trim() -> None:
+    """Let the C library give back what the last probe freed, so that the next one is not thought to need nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)

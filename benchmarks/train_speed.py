@@ -1,0 +1,163 @@
+"""How fast networks train: images per second of the zoo's trainer, against the loop that papers use, in one run.
+
+    python benchmarks/train_speed.py [--architectures resnet18 xception] [--width 0.125] [--out TABLE.md]
+
+Ours is `fingerbench.zoo.train.fit` with CIFAR-10's augmentation, in float32 and in bfloat16 autocast. The plain loop
+is DataLoader workers that crop, flip and convert image by image, float32, contiguous format, SGD, cross-entropy and
+loss.item(). Images are random: speed does not hang on what they show. The share of the peak is of a large matrix
+product on the same device and threads, in the type that `precision=auto` picks. A training step counts as three
+forward passes (see fingerbench/cost.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import machine
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fingerbench.cost import Network
+from fingerbench.data.augment import Augment
+from fingerbench.nets import ARCHITECTURES, NETWORKS
+from fingerbench.records import Images
+from fingerbench.task import Classification
+from fingerbench.vision import torchvision
+from fingerbench.workshop import pick_bfloat16, pick_device
+from fingerbench.zoo.train import Recipe, Workbench, supervise
+
+CLASSES = 10
+LR = 0.01  # low enough that random labels make no loss infinite
+WARM_UP = 2  # batches of the plain loop
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Images as torchvision's CIFAR10 gives them: each an array that becomes a PIL image, then a tensor."""
+
+    def __init__(self, images: Images) -> None:
+        from torchvision import transforms
+
+        side = images.x.shape[-1]
+        steps = [transforms.RandomCrop(side, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        self.transform = transforms.Compose(steps)
+        self.to_picture = torchvision.transforms.functional.to_pil_image
+        self.x, self.y = images.x.permute(0, 2, 3, 1).contiguous().numpy(), images.y.tolist()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.to_picture(self.x[index])), self.y[index]
+
+
+def ours(network: Network, images: Images, batch: int, device: torch.device, autocast: bool, seconds: float) -> float:
+    """Return images per second of `fit`, over whole epochs that take about `seconds`, after one or two batches."""
+    bench = Workbench(device, autocast, Augment(4, True), torch.Generator().manual_seed(0), Classification(CLASSES))
+    model = network.build()
+
+    def trained(steps: int) -> float:
+        n = min(steps * batch, len(images))
+        epochs = max(1, round(steps * batch / n))
+        part = Images(images.x[:n], images.y[:n])
+        recipe = Recipe(epochs, min(batch, n), LR, 0.9, 5e-4, "cosine")
+        return n * epochs / machine.timed(lambda: supervise(model, part, recipe, bench), device)
+
+    speed = trained(1)
+    if batch / speed < seconds:
+        speed = trained(1)  # the first one was slowed by what is done but once
+    return trained(max(1, round(seconds * speed / batch)))
+
+
+def plain(network: Network, images: Images, batch: int, device: torch.device, workers: int, seconds: float) -> float:
+    """Return images per second of the plain loop, over `seconds` or one batch, after WARM_UP batches."""
+    model = network.build().to(device).train()
+    sgd = torch.optim.SGD(model.parameters(), LR, 0.9, weight_decay=5e-4)
+    criterion = nn.CrossEntropyLoss()
+    pinned = device.type == "cuda"
+    loader = DataLoader(Pictures(images), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pinned)
+    step, seen, began = 0, 0, 0.0
+    while True:
+        for x, y in loader:
+            if step == WARM_UP:
+                began = time.perf_counter()
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            loss = criterion(model(x), y)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            loss.item()  # waits for the device
+            step += 1
+            seen += len(x) if step > WARM_UP else 0
+            if step > WARM_UP and time.perf_counter() - began >= seconds:
+                return seen / (time.perf_counter() - began)
+
+
+def row(architecture: str, arguments: argparse.Namespace, images: Images, peaks: dict[bool, float]) -> dict[str, str]:
+    """Return the line of one architecture; peaks: FLOP per second, of bfloat16 for True."""
+    device = pick_device(arguments.device)
+    network = Network(architecture, CLASSES, arguments.width, (3, arguments.size, arguments.size))
+    batch, seconds = arguments.batch, arguments.seconds
+    there = Images(images.x.to(device), images.y.to(device))
+    speeds = {autocast: ours(network, there, batch, device, autocast, seconds) for autocast in (False, True)}
+    papers = plain(network, images, batch, device, arguments.workers, seconds)
+    chosen = pick_bfloat16("auto", device)
+    share = speeds[chosen] * network.flop("train") / peaks[chosen]
+    return {
+        "architecture": architecture,
+        "plain loop, images/s": f"{papers:.1f}",
+        "ours, float32": f"{speeds[False]:.1f}",
+        "ours, bfloat16": f"{speeds[True]:.1f}",
+        "bfloat16 / float32": f"{speeds[True] / speeds[False]:.2f}",
+        "ours / plain": f"{speeds[chosen] / papers:.2f}",
+        "share of peak": f"{share:.1%}",
+    }
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", nargs="+", choices=NETWORKS, default=ARCHITECTURES, metavar="NAME")
+    parser.add_argument("--width", type=float, default=1.0, help="of the published channels (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=128, help="images (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=25_000, help="of an epoch, at most (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=32, help="side of an image (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="of the plain loop's DataLoader (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="a cell, about (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the table here")
+    arguments = parser.parse_args()
+    if arguments.images < arguments.batch:
+        parser.error(f"--images: expected at least a batch, {arguments.batch}; got {arguments.images}")
+    return arguments
+
+
+def main() -> None:
+    """Measure and print a table."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    device = pick_device(arguments.device)
+    random = torch.Generator().manual_seed(0)
+    shape = (arguments.images, 3, arguments.size, arguments.size)
+    x = torch.randint(256, shape, generator=random, dtype=torch.uint8)
+    images = Images(x, torch.randint(CLASSES, (len(x),), generator=random))
+    began = machine.describe(device)
+    peaks = {low: machine.peak_flop(device, torch.bfloat16 if low else torch.float32) for low in (False, True)}
+    rows = [row(architecture, arguments, images, peaks) for architecture in arguments.architectures]
+    picked = "bfloat16" if pick_bfloat16("auto", device) else "float32"
+    parts = [
+        f"{began} at the start",
+        f"Random images 3x{arguments.size}x{arguments.size}, width {arguments.width:g}, batch {arguments.batch}, about "
+        f"{arguments.seconds:g} s a cell; the plain loop has {arguments.workers} more processes for its images. "
+        f'`precision=auto` picks {picked}: that is "ours" in the last two columns. Peak of a matrix product: '
+        f"{peaks[False] / 1e9:.0f} GFLOP/s in float32, {peaks[True] / 1e9:.0f} in bfloat16.",
+        machine.table(rows),
+    ]
+    machine.publish(parts, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The benchmarks run, on next to nothing; that their numbers mean something, a quiet machine must say."""
+
+import importlib
+import re
+
+import pytest
+import torch
+from conftest import ROOT, TINY, finish, start
+
+from fingerbench import config
+from fingerbench.bench import Bench
+from fingerbench.cost import Sizes, effort
+
+
+@pytest.fixture
+def zoo_cost(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("zoo_cost")
+
+
+def columns(text):
+    """Return the rows of every markdown table in `text`, each a list of its cells."""
+    return [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+
+
+def test_train_speed_measures_three_loops_and_their_ratios(tmp_path):
+    words = "--width 0.125 --batch 8 --images 16 --size 16 --seconds 0.1 --device cpu --architectures resnet18 vgg13_bn"
+    output = finish(start(["benchmarks/train_speed.py"], *words.split(), "--out", str(tmp_path / "t.md")))
+    assert output == (tmp_path / "t.md").read_text()
+    assert "torch" in output and "cores" in output and "Random images 3x16x16" in output
+    _, _, *rows = columns(output)
+    assert [row[0] for row in rows] == ["resnet18", "vgg13_bn"]
+    for _, plain, low, high, gain, ratio, share in rows:
+        assert float(gain) == pytest.approx(float(high) / float(low), abs=0.02)
+        chosen = float(high if "picks bfloat16" in output else low)
+        assert float(ratio) == pytest.approx(chosen / float(plain), abs=0.02) and 0 < float(share[:-1]) < 100
+
+
+def test_train_speed_refuses_fewer_images_than_a_batch():
+    assert "at least a batch" in finish(start(["benchmarks/train_speed.py"], "--images", "4"), code=2)
+
+
+def test_zoo_cost_has_a_line_for_everything(tmp_path):
+    words = [*TINY, "method=naturalfinger", "attack=[source,finetune,adversarial]", f"store={tmp_path / 'store'}"]
+    output = finish(start(["benchmarks/zoo_cost.py"], "--seconds", "1", *words))
+    rows = {row[0]: row for row in columns(output) if len(row) == 5}
+    families = {"source", "surrogates", "finetune", "adversarial", "sagan", "fid", "evaluation, 20 queries"}
+    assert families | {"naturalfinger fingerprint", "naturalfinger's loop", "total"} == set(rows) - {"what", ":---"}
+    seconds = {name: float(row[3]) for name, row in rows.items() if name not in ("what", ":---")}
+    assert min(seconds.values()) > 0
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["total"], rel=0.01)
+    for expected in ("Wall clock:", "s an epoch of a batch of 80 latents", "Checkpoints:", "Peak memory of a worker"):
+        assert expected in output
+    assert not (tmp_path / "store").exists()
+
+
+def test_zoo_cost_respects_the_store(built, zoo_cost):
+    words = [*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]"]
+    bench, really = zoo_cost.opened(words)
+    assert really and zoo_cost.ordered(bench, missing=True) == []
+    everything = zoo_cost.ordered(bench, missing=False)
+    assert {spec.key for spec in everything} == {spec.key for spec in bench.plan()}
+    more, _ = zoo_cost.opened([*words[:-1], "attack=[source,prune]"])
+    lacking = {spec.kind for spec in zoo_cost.ordered(more, missing=True)}
+    assert lacking == {"model", "response"}
+
+
+def test_zoo_cost_assumes_cifar10_and_says_so(zoo_cost, tmp_path):
+    words = ["profile=paper", "data=cifar10", f"data.root={tmp_path}", "method=random", "attack=[source]"]
+    bench, really = zoo_cost.opened(words)
+    sizes = Sizes.of(bench.data)
+    assert not really and (sizes.half, sizes.finetune, sizes.test, sizes.transfer) == (25000, 5000, 5000, 50000)
+    refused = finish(start(["benchmarks/zoo_cost.py"], "--missing", *words), code=2)
+    assert re.search(r"error: --missing: expected the data set on disk.*", refused)
+
+
+def test_a_line_through_two_batches_keeps_the_price_of_a_step_apart(zoo_cost):
+    probe = importlib.import_module("probe")
+    points = [probe.Point(2, 1.2, 300.0), probe.Point(12, 2.2, 500.0)]
+    assert probe._line(points, "seconds") == pytest.approx((1.0, 0.1))
+    assert probe._line(points, "memory") == pytest.approx((260.0, 20.0))
+    assert probe._next(points, 128, left=10.01) == 40  # two tries of 1 + 40 / 10 seconds
+    assert probe._next(points, 128, left=4.0) is None  # 10 images are no more
+    assert probe._next(points[:1], 5, left=0.0) == 5 and probe._next([probe.Point(5, 1.0, 1.0)], 5, 9.0) is None
+
+
+def test_the_wall_clock_waits_for_parents(zoo_cost):
+    bench = Bench(config.compose(["method=random", "attack=[source,finetune]"]))
+    models = [bench.models[name] for name in ("source", "finetune/FTAL", "finetune/FTLL", "mirror/source")]
+    seconds = dict(zip((spec.key for spec in models), (10.0, 5.0, 5.0, 1.0), strict=True))
+    assert zoo_cost.wall_clock(models, seconds, 1) == 21.0
+    assert zoo_cost.wall_clock(models, seconds, 2) == 15.0
+    assert zoo_cost.wall_clock(models[1:3], seconds, 2) == 5.0  # the source is there
+
+
+def test_the_loop_counts_the_flop_of_the_method(zoo_cost):
+    bench = Bench(config.compose(["method=naturalfinger"]))
+    spec, sizes = bench.fingerprint_spec, Sizes.of(bench.data)
+    split = zoo_cost.work(spec, sizes)
+    assert sum(n * one.flop for one, n in split.items()) == pytest.approx(effort(spec, sizes).flop)
+
+
+def test_the_peak_is_that_of_a_matrix_product(zoo_cost):
+    machine = importlib.import_module("machine")
+    assert machine.peak_flop(torch.device("cpu"), torch.float32, side=64) > 1e6
