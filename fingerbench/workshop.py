@@ -98,6 +98,7 @@ def _resident_peak() -> float:
 
 
 def revive(model: nn.Module, artefact: Artefact) -> nn.Module:
-    """Return `model`, built on the meta device, with stored weights: in eval mode and frozen."""
+    """Return `model`, built on the meta device, with stored weights and where they are: in eval mode and frozen."""
     model.load_state_dict(artefact.tensors, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+    device = next(iter(artefact.tensors.values())).device
+    return model.to(device).eval().requires_grad_(False)  # moves the buffers that are not stored
