@@ -132,7 +132,7 @@ def prepare(one: Pass, bench: Bench, device: torch.device) -> Act:
 def _network(one: Pass, model: nn.Module, bench: Bench, device: torch.device) -> Act:
     images = _images(one.batch, bench, device)
     if one.operation == "train":
-        autocast = pick_bfloat16(bench.settings.precision, device)
+        autocast = pick_bfloat16(bench.settings.precision, device, one.network.label)
         workbench = Workbench(device, autocast, bench.zoo.augment, torch.Generator(), bench.data.task)
 
         def act(n: int) -> object:

@@ -103,7 +103,7 @@ def row(architecture: str, arguments: argparse.Namespace, images: Images, peaks:
     there = Images(images.x.to(device), images.y.to(device))
     speeds = {autocast: ours(network, there, batch, device, autocast, seconds) for autocast in (False, True)}
     papers = plain(network, images, batch, device, arguments.workers, seconds)
-    chosen = pick_bfloat16("auto", device)
+    chosen = pick_bfloat16("auto", device, architecture)
     share = speeds[chosen] * network.flop("train") / peaks[chosen]
     return {
         "architecture": architecture,

@@ -109,12 +109,13 @@ def _show(parsed: argparse.Namespace) -> None:
 def _verify(parsed: argparse.Namespace) -> None:
     from fingerbench import config
     from fingerbench.bench import open as open_bench
-    from fingerbench.evaluate import experiment
+    from fingerbench.evaluate import experiment, gates
     from fingerbench.store import family
 
     settings = config.compose(parsed.overrides)
     bench = open_bench(*parsed.overrides)
-    plan = experiment.plan(settings, parsed.overrides) if "experiment" in settings else bench.plan()
+    of_run = "experiment" not in settings
+    plan = [*bench.plan(), *gates.plan(bench)] if of_run else experiment.plan(settings, parsed.overrides)
     stored = [spec for spec in family(plan).values() if bench.store.has(spec)]
     troubles = [trouble for spec in stored if (trouble := bench.store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))

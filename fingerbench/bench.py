@@ -211,7 +211,7 @@ class Bench:
     def build(self, wanted: Iterable[Spec]) -> None:
         """Make whatever of `wanted`, or of what it needs, is not in the store."""
         # Refuse what cannot be before any worker starts.
-        pick_bfloat16(self.settings.precision, pick_device(self.settings.device))
+        pick_bfloat16(self.settings.precision, pick_device(self.settings.device), self.settings.zoo.source)
         self._number("threads", 1)
         wanted = list(wanted)
         self._fit_libraries(wanted)

@@ -213,7 +213,7 @@ def _say(worker: subprocess.Popen[str], line: str) -> None:
 
 def _stock(found: Counter[str], missing: Counter[str]) -> str:
     total = found + missing
-    usual = ("gan", "model", "fingerprint", "fid", "evasion", "response", "accuracy")
+    usual = ("gan", "model", "fingerprint", "fid", "evasion", "response", "accuracy", "agreement")
     kinds = [*(kind for kind in usual if total[kind]), *sorted(total.keys() - set(usual))]
     counts = (f"{found[kind]} of {total[kind]} {plural(kind)}" for kind in kinds)
     return "found " + ", ".join(counts) + (f"; making {missing.total()}" if missing else "; nothing to make")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fingerbench.errors import UserError, unknown
+from fingerbench.nets import FLOAT32_ON_CPU
 from fingerbench.records import Dataset
 from fingerbench.store import Artefact, Spec, Store
 
@@ -59,8 +60,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_bfloat16(precision: str, device: torch.device) -> bool:
-    """Tell whether to train in bfloat16 autocast: where asked to, or where the device computes in it natively."""
+def pick_bfloat16(precision: str, device: torch.device, architecture: str) -> bool:
+    """Tell whether to train in bfloat16 autocast: where asked to, or where "auto" expects it to be faster.
+
+    That is on GPUs and CPUs that compute in it natively (AMX), but for the architectures in `nets.FLOAT32_ON_CPU`. A
+    rule, not a stopwatch at start-up: a zoo must not hang on what else the machine was doing.
+    """
     if precision not in ("auto", "float32", "bfloat16"):
         raise unknown("precision", precision, ["auto", "float32", "bfloat16"])
     if precision != "auto":
@@ -68,7 +73,8 @@ def pick_bfloat16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # On a CPU without AMX bfloat16 is emulated, and slower than float32.
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    native = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return native and architecture not in FLOAT32_ON_CPU
 
 
 @contextmanager
@@ -98,6 +104,7 @@ def _resident_peak() -> float:
 
 
 def revive(model: nn.Module, artefact: Artefact) -> nn.Module:
-    """Return `model`, built on the meta device, with stored weights: in eval mode and frozen."""
+    """Return `model`, built on the meta device, with stored weights and where they are: in eval mode and frozen."""
     model.load_state_dict(artefact.tensors, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+    device = next(iter(artefact.tensors.values())).device
+    return model.to(device).eval().requires_grad_(False)  # moves the buffers that are not stored

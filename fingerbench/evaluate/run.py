@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fingerbench.bench import Bench
 from fingerbench.errors import writing
-from fingerbench.evaluate import plots, tables
+from fingerbench.evaluate import gates, plots, tables
 from fingerbench.evaluate.metrics import summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
 from fingerbench.manifest import manifest
@@ -33,12 +33,16 @@ log = logging.getLogger(__name__)
 def run(bench: Bench, folder: Path) -> pd.DataFrame:
     """Evaluate the selected method on the selected suspects and write everything into `folder`.
 
-    Files: scores.csv, models.csv, metrics.json, manifest.json, fingerprint.safetensors, figures/aruc.{png,pdf},
-    figures/queries.png, and figures/gan.png where the method uses a GAN. Returns the scores.
+    Files: gates.csv, scores.csv, models.csv, metrics.json, manifest.json, fingerprint.safetensors,
+    figures/aruc.{png,pdf}, figures/queries.png, and figures/gan.png where the method uses a GAN. Returns the scores.
+
+    Raises:
+        UserError: the zoo breaks a gate; see `gates.judge`.
     """
     began = time.perf_counter()
-    bench.build(bench.plan())
+    bench.build([*bench.plan(), *gates.plan(bench)])
     built = time.perf_counter()
+    gates.judge(bench, folder)
     facts = bench.store.facts(bench.fingerprint_spec)
     log.info("%s", summary_of(facts))
     frame = scores(bench)

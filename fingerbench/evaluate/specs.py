@@ -1,6 +1,7 @@
 """Fingerprints, evasions and what suspects answer, as artefacts of the store.
 
-Nothing but `ResponseSpec` and `AccuracySpec` ever asks a suspect anything, except the source, which its owner has.
+Nothing but `ResponseSpec`, `AccuracySpec` and `AgreementSpec` ever asks a suspect anything, except the source, which
+its owner has.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fingerbench.cost import MethodOutline, Sizes, Work, method_work, passes
 from fingerbench.errors import NoQueriesError
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
-from fingerbench.ops import eight_bit, predict
+from fingerbench.ops import eight_bit, pixels, predict
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.seeds import seed_for, seeded
 from fingerbench.store import Artefact, Spec
@@ -234,6 +235,36 @@ class AccuracySpec(Spec):
         suspect = self.suspect.load(workshop)
         qualities = [task.quality(predict(suspect, x), test.y) for x in seen]
         return {}, {"name": self.suspect.name, task.quality_name: sum(qualities) / len(qualities)}
+
+
+@dataclass(frozen=True)
+class AgreementSpec(Spec):
+    """How often one suspect answers what the source does, on the first `images` of the test split."""
+
+    kind: ClassVar[str] = "agreement"
+    version: ClassVar[int] = 1
+
+    suspect: ModelSpec
+    source: ModelSpec
+    images: int
+
+    @property
+    def label(self) -> str:
+        """The suspect's name."""
+        return f"{self.suspect.name} agreement"
+
+    def work(self, sizes: Sizes) -> Work:
+        """Return the images."""
+        return passes("answer", (self.suspect.outline(sizes.shape),), min(self.images, sizes.test))
+
+    def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Measure; the share stands in the facts, under the name that it has in those of a model."""
+        task, x = workshop.data.task, pixels(workshop.data.test.x[: self.images].to(workshop.device))
+        reference = workshop.once(
+            "source on test", f"{self.source.key} {len(x)}", lambda: predict(self.source.load(workshop), x)
+        )
+        agreement = task.agreement(predict(self.suspect.load(workshop), x), reference)
+        return {}, {"name": self.suspect.name, "agreement": agreement, "images": len(x)}
 
 
 def summary_of(facts: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from fingerbench.nets.blocks import final_layer
 __all__ = [
     "ARCHITECTURES",
     "DETECTORS",
+    "FLOAT32_ON_CPU",
     "NETWORKS",
     "PERCEPTRONS",
     "Normalise",
@@ -55,6 +56,12 @@ ARCHITECTURES: tuple[str, ...] = tuple(_FAMILIES)
 PERCEPTRONS = ("mlp", "mlp_deep", "mlp_wide")
 DETECTORS = ("vgg9",)
 NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
+
+FLOAT32_ON_CPU = ("efficientnet", "mobilenetv2", "shufflenetv2")
+"""Networks that train faster in float32 on CPUs that compute in bfloat16: see `benchmarks/train_speed.py`.
+
+Their convolutions are depthwise, with an expansion around each; Xception's are not, and gain from bfloat16.
+"""
 
 
 class Normalise(nn.Module):

@@ -13,6 +13,8 @@ from fingerbench.ops import ascend_sign
 from fingerbench.records import Images
 from fingerbench.zoo.train import Recipe, Scene, supervise
 
+AT_ONCE = 300  # images that PGD moves together; a full-width ResNet18 keeps some 10 MiB for the gradient of each
+
 
 @dataclass(frozen=True)
 class Adversarial:
@@ -44,8 +46,12 @@ class Adversarial:
     def pgd(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Return adversarial versions of x float (n, c, h, w) in [0, 1], within `eps` of it and in [0, 1]."""
         model.eval()
-        noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
-        moved = (x + self.eps * noise).clamp(0, 1)
+        start = x + self.eps * (torch.rand(x.shape, generator=generator).to(x) * 2 - 1)
+        pieces = zip(x.split(AT_ONCE), start.split(AT_ONCE), y.split(AT_ONCE), strict=True)
+        return torch.cat([self._ascend(model, *piece) for piece in pieces])
+
+    def _ascend(self, model: nn.Module, x: Tensor, start: Tensor, y: Tensor) -> Tensor:
+        moved = start.clamp(0, 1)
         for _ in range(self.steps):
             moved = ascend_sign(model, moved, y, self.step)
             moved = moved.clamp(x - self.eps, x + self.eps).clamp(0, 1)

@@ -30,8 +30,8 @@ class Attack(Protocol):
     part of what one model is). students: True where a variant names the architecture of a new network, False where
     the victim's own is kept. An attack on classifiers alone says so with a class attribute `classifiers_only = True`,
     one that needs the transfer images of the data set with `needs_transfer = True`. One that does more than to train by
-    its `recipe`, or on other images than `cost.attack_work` supposes, may say so with a method `work(variant, outline)`,
-    for the time left.
+    its `recipe`, or on other images than `cost.attack_work` supposes, may say so with a method
+    `work(variant, outline)`, for the time left.
     """
 
     @property
@@ -99,7 +99,7 @@ class ModelSpec(Spec):
         """Train the model; the facts hold its quality and its agreement with its parent on the test split."""
         began = time.perf_counter()
         victim = self.parent.load(workshop) if self.parent else None
-        autocast = pick_bfloat16(self.precision, workshop.device)
+        autocast = pick_bfloat16(self.precision, workshop.device, self.architecture)
         with seeded(self.seed) as generator:
             bench = Workbench(workshop.device, autocast, self.augment, generator, workshop.data.task)
             model = self.attack.make(self.variant, self._scene(workshop, bench, victim))

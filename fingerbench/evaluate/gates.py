@@ -1,0 +1,205 @@
+"""Gates: what must hold of a zoo before methods are judged by it.
+
+A stolen model that forgot its task, an independent one that never learnt it, or a mirror unlike its positive makes
+every score say something else than it seems to. Gates compare accuracies and labels, so a regression has none; a
+selection in which a gate has nothing to compare skips it. They are the zoo's own: an evasion changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fingerbench import config
+from fingerbench.errors import UserError, require, writing
+from fingerbench.evaluate.specs import AgreementSpec
+from fingerbench.zoo.table import SOURCE
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+    from fingerbench.bench import Bench
+    from fingerbench.zoo.model import ModelSpec
+
+log = logging.getLogger(__name__)
+
+GATES = {  # name: how a value stands to its limit, and how it is written where it does not
+    "kept": (operator.ge, "<"),  # accuracy of a positive
+    "independent": (operator.ge, "<"),  # accuracy of an independent model
+    "mirror": (operator.le, ">"),  # difference in accuracy between a mirror and its positive
+    "agreement": (operator.gt, "<="),  # of a positive with the source; the limit is its mirror's
+}
+COLUMNS = ("suspect", "gate", "value", "limit", "holds")
+NAMED = 3  # of those that fail a gate, the worst first
+
+Finding = tuple[str, str, float, float]
+"""Suspect, gate, value, limit."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The limits, and what happens to a zoo that breaks one. Default of each: not published.
+
+    action: "stop" refuses the zoo, "warn" says so and goes on, "off" does not look. kept: share of the source's
+    accuracy that a positive keeps; independent: share of the median accuracy of the independent models that each of
+    them has; mirror: the largest difference in accuracy between a mirror and its positive; images: of the test split,
+    from its first on, on which agreement with the source is measured where no record holds it; spared: patterns of
+    positives, such as "prune/*", that need not keep what `kept` says.
+    """
+
+    action: Literal["stop", "warn", "off"]
+    kept: float
+    independent: float
+    mirror: float
+    images: int
+    spared: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("kept", "independent", "mirror"):
+            value = getattr(self, name)
+            sound = isinstance(value, int | float) and 0 <= value <= 1
+            require(sound, f"gates.{name}", "a number from 0 to 1", value)
+        require(isinstance(self.images, int) and self.images >= 1, "gates.images", "a whole number from 1", self.images)
+        require(not isinstance(self.spared, str), "gates.spared", "a list such as [prune/0.9]", self.spared)
+
+    def findings(self, facts: DataFrame) -> DataFrame:
+        """Return a row for each thing that is to hold: suspect, gate (see GATES), value, limit, holds.
+
+        facts: a row a suspect, the source among them: suspect, pirated, mirror_of, accuracy, agreement (share of labels
+        that are the source's; missing where unknown).
+        """
+        import pandas as pd
+
+        every = (*self._kept(facts), *self._independent(facts), *self._pairs(facts))
+        rows = ((name, gate, round(value, 12), round(limit, 12)) for name, gate, value, limit in every)
+        return pd.DataFrame([(*row, GATES[row[1]][0](*row[2:])) for row in rows], columns=list(COLUMNS))
+
+    def _kept(self, facts: DataFrame) -> Iterator[Finding]:
+        accuracies = _by_name(facts, "accuracy")
+        for name in facts["suspect"][facts["pirated"]]:
+            if name != SOURCE and not any(fnmatchcase(name, pattern) for pattern in self.spared):
+                yield name, "kept", accuracies[name], self.kept * accuracies[SOURCE]
+
+    def _independent(self, facts: DataFrame) -> Iterator[Finding]:
+        copied = facts["mirror_of"].notna() & (facts["mirror_of"] != SOURCE)  # mirrors of thefts, made from its mirror
+        alone = facts[~facts["pirated"] & ~copied]
+        for name, accuracy in _by_name(alone, "accuracy").items() if len(alone) > 1 else ():
+            yield name, "independent", accuracy, self.independent * float(alone["accuracy"].median())
+
+    def _pairs(self, facts: DataFrame) -> Iterator[Finding]:
+        accuracies, agreements = _by_name(facts, "accuracy"), _by_name(facts.dropna(subset="agreement"), "agreement")
+        both = facts[facts["mirror_of"].isin(accuracies)]
+        for mirror, positive in both[["suspect", "mirror_of"]].itertuples(index=False):
+            yield mirror, "mirror", abs(accuracies[mirror] - accuracies[positive]), self.mirror
+            if mirror in agreements and positive in agreements:
+                yield positive, "agreement", agreements[positive], agreements[mirror]
+
+
+def _by_name(facts: DataFrame, column: str) -> dict[str, float]:
+    return dict(zip(facts["suspect"], facts[column].astype(float).tolist(), strict=True))
+
+
+def chosen(bench: Bench) -> Gates | None:
+    """Return the gates of a benchmark; None where they are off, or where there are no classes."""
+    gates: Gates = config.build(bench.settings.gates)
+    return gates if gates.action != "off" and bench.data.task.labelled else None
+
+
+def plan(bench: Bench) -> list[AgreementSpec]:
+    """Return what the gates need beside the models: how often mirrors answer what the source does."""
+    return list(_agreements(bench).values())
+
+
+def _agreements(bench: Bench) -> dict[str, AgreementSpec]:
+    """Return what is to be measured of mirrors and their positives, by name."""
+    gates, source = chosen(bench), bench.zoo.original()
+    if gates is None:
+        return {}
+    pairs = ((s.name, s.mirror_of) for s in bench.suspects if s.mirror_of in bench.models)
+    specs = {name: bench.models[name] for pair in pairs for name in pair if name}
+    asked = {name: spec for name, spec in specs.items() if spec.key != source.key and not _made_of(spec, source)}
+    return {name: AgreementSpec(spec, source, gates.images) for name, spec in asked.items()}
+
+
+def _made_of(spec: ModelSpec, source: ModelSpec) -> bool:
+    """Tell whether the record of a model has its agreement with the source, since that is its parent."""
+    return spec.parent is not None and spec.parent.key == source.key
+
+
+def facts(bench: Bench) -> DataFrame:
+    """Return what `Gates.findings` takes, from stored records alone. The source is there even if not selected."""
+    import pandas as pd
+
+    source, asked, store = bench.zoo.original(), _agreements(bench), bench.store
+    models, quality = {**bench.models, SOURCE: source}, bench.data.task.quality_name
+
+    def row(name: str, pirated: bool, mirror_of: str | None) -> dict[str, Any]:
+        record = store.facts(models[name])
+        agreement = record["agreement"] if _made_of(models[name], source) else None
+        if name in asked:
+            agreement = store.facts(asked[name])["agreement"]
+        measured = {"accuracy": record[quality], "agreement": 1.0 if name == SOURCE else agreement}
+        return {"suspect": name, "pirated": pirated, "mirror_of": mirror_of, **measured}
+
+    selected = [(s.name, s.pirated, s.mirror_of) for s in bench.suspects if s.name != SOURCE]
+    return pd.DataFrame([row(*suspect) for suspect in [(SOURCE, True, None), *selected]])
+
+
+def judge(bench: Bench, folder: Path) -> None:
+    """Write gates.csv into `folder`, all findings on a built zoo, and do with a zoo that breaks a gate what is asked.
+
+    Raises:
+        UserError: it breaks one, and the action is "stop".
+    """
+    gates = chosen(bench)
+    if gates is None:
+        return
+    findings = gates.findings(facts(bench))
+    with writing(folder, "hydra.run.dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+        findings.to_csv(folder / "gates.csv", index=False)
+    log.info("%s", summary(findings))
+    if findings["holds"].all():
+        return
+    broken = f"{complaint(findings)}; all findings: {folder / 'gates.csv'}"
+    if gates.action == "warn":
+        log.warning("%s", broken)
+        return
+    epochs = bench.settings.zoo.training.epochs
+    raise UserError(
+        f"{broken}; nothing built is lost: gates.action=warn goes on all the same, zoo.training.epochs=N trains longer "
+        f"than the {epochs} of now, and gates.spared=[PATTERN,...] lists attacks that are meant to hurt"
+    )
+
+
+def shortfall(findings: DataFrame) -> Series:
+    """Return by how much each value is on the wrong side of its limit, in accuracy; negative = on the right side."""
+    short = findings["limit"] - findings["value"]
+    return short.where(findings["gate"] != "mirror", -short)
+
+
+def summary(findings: DataFrame) -> str:
+    """Return how many hold, and the worst, in one line."""
+    if not len(findings):
+        return "gates: nothing to compare"
+    worst = findings.loc[shortfall(findings).idxmax()]
+    where = f"{worst['suspect']}, {worst['gate']} {worst['value']:.3f} with limit {worst['limit']:.3f}"
+    return f"gates: {findings['holds'].sum()} of {len(findings)} hold; worst: {where}"
+
+
+def complaint(findings: DataFrame) -> str:
+    """Return which gates are broken, each with the number of suspects that break it and the worst of them."""
+    failed = findings[~findings["holds"]]
+    failed = failed.assign(short=shortfall(failed)).sort_values("short", ascending=False, kind="stable")
+    parts = []
+    for gate, (_, sign) in GATES.items():
+        here = failed[failed["gate"] == gate]
+        worst = [f"{r.suspect} {r.value:.3f} {sign} {r.limit:.3f}" for r in here.head(NAMED).itertuples()]
+        if worst:
+            parts.append(f"{gate} of {len(here)} suspect{'s' * (len(here) > 1)} ({', '.join(worst)})")
+    return f"gates: the zoo breaks {'; '.join(parts)}"

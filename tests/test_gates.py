@@ -1,0 +1,169 @@
+"""Gates: each breaks alone on a table made for it, and a run stops, warns or goes on as it is told."""
+
+import pandas as pd
+import pytest
+from conftest import run
+
+from fingerbench import config
+from fingerbench.bench import Bench
+from fingerbench.errors import UserError
+from fingerbench.evaluate import gates
+from fingerbench.evaluate.gates import Gates
+
+SELECTED = "attack=[source,finetune,distill]"
+LIMITS = {"kept": 0.85, "independent": 0.85, "mirror": 0.05, "images": 1000}
+
+SOUND = [  # suspect, pirated, mirror_of, accuracy, agreement
+    ("source", True, None, 0.90, 1.0),
+    ("mirror/source", False, "source", 0.92, 0.88),
+    ("prune/0.1", True, None, 0.88, 0.95),
+    ("mirror/prune/0.1", False, "prune/0.1", 0.91, 0.86),
+    ("knockoff/vgg", True, None, 0.80, 0.85),
+    ("mirror/knockoff/vgg", False, "knockoff/vgg", 0.82, 0.80),
+    ("scratch/vgg", False, None, 0.93, None),
+    ("scratch-distill/vgg", False, None, 0.88, None),
+]
+
+
+def table(**changes):
+    """Return facts of a sound zoo, but for `changes`: a column -> {suspect: value}."""
+    frame = pd.DataFrame(SOUND, columns=["suspect", "pirated", "mirror_of", "accuracy", "agreement"])
+    for column, values in changes.items():
+        for suspect, value in values.items():
+            frame.loc[frame["suspect"] == suspect, column] = value
+    return frame
+
+
+def findings(frame, **options):
+    return Gates("stop", **{**LIMITS, **options}).findings(frame)
+
+
+def broken(found):
+    return [(row.gate, row.suspect) for row in found[~found["holds"]].itertuples()]
+
+
+def test_a_sound_zoo_holds():
+    found = findings(table())
+    assert found["holds"].all() and found["gate"].value_counts().to_dict() == {
+        "kept": 2,
+        "independent": 3,
+        "mirror": 3,
+        "agreement": 3,
+    }
+    row = found[(found["gate"] == "kept") & (found["suspect"] == "knockoff/vgg")].iloc[0]
+    assert (row["value"], row["limit"]) == (0.8, 0.765)
+    assert gates.summary(found) == "gates: 11 of 11 hold; worst: mirror/prune/0.1, mirror 0.030 with limit 0.050"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"accuracy": {"knockoff/vgg": 0.76, "mirror/knockoff/vgg": 0.78}}, [("kept", "knockoff/vgg")]),
+        ({"accuracy": {"scratch/vgg": 0.70}}, [("independent", "scratch/vgg")]),  # median 0.88
+        ({"accuracy": {"scratch-distill/vgg": 0.70}}, [("independent", "scratch-distill/vgg")]),
+        ({"accuracy": {"mirror/prune/0.1": 0.94}}, [("mirror", "mirror/prune/0.1")]),
+        ({"accuracy": {"mirror/prune/0.1": 0.82}}, [("mirror", "mirror/prune/0.1")]),
+        ({"agreement": {"mirror/prune/0.1": 0.95}}, [("agreement", "prune/0.1")]),  # as often is not more often
+    ],
+)
+def test_each_gate_breaks_alone(changes, expected):
+    assert broken(findings(table(**changes))) == expected
+
+
+def test_limits_belong_to_what_holds():
+    frame = table(accuracy={"prune/0.1": 0.8, "mirror/prune/0.1": 0.8, "knockoff/vgg": 0.85})
+    assert findings(frame, mirror=0.03, kept=0.8 / 0.9)["holds"].all()  # 0.85 - 0.82 is 0.03 and a little
+
+
+def test_what_is_meant_to_hurt_is_spared_but_must_have_a_mirror_like_it():
+    frame = table(accuracy={"knockoff/vgg": 0.30})
+    assert broken(findings(frame)) == [("kept", "knockoff/vgg"), ("mirror", "mirror/knockoff/vgg")]
+    assert broken(findings(frame, spared=("knockoff/*",))) == [("mirror", "mirror/knockoff/vgg")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "left"),
+    [
+        (["source"], set()),
+        (["source", "prune/0.1"], {"kept"}),
+        (["source", "scratch/vgg"], set()),  # alone it is the median
+        (["source", "scratch/vgg", "scratch-distill/vgg"], {"independent"}),
+        (["source", "mirror/prune/0.1"], set()),  # without its positive
+    ],
+)
+def test_a_gate_with_nothing_to_compare_is_skipped(rows, left):
+    frame = table()
+    found = findings(frame[frame["suspect"].isin(rows)])
+    assert list(found.columns) == ["suspect", "gate", "value", "limit", "holds"] and set(found["gate"]) == left
+    assert found["holds"].all() and gates.summary(found).startswith("gates: ")
+
+
+def test_the_complaint_names_gates_numbers_and_the_worst_three():
+    names = [f"prune/{i}" for i in range(5)]
+    frame = pd.concat([table(), table().iloc[[2] * 5].assign(suspect=names, accuracy=[0.5, 0.1, 0.4, 0.9, 0.3])])
+    assert gates.complaint(findings(frame)) == (
+        "gates: the zoo breaks kept of 4 suspects (prune/1 0.100 < 0.765, prune/4 0.300 < 0.765, prune/2 0.400 < 0.765)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("gates.action=halt", "unknown Gates.action 'halt'"),
+        ("gates.kept=1.5", "gates.kept: expected a number from 0 to 1; got 1.5"),
+        ("gates.images=0", "gates.images: expected a whole number from 1; got 0"),
+        ("gates.spared=prune", "gates.spared: expected a list such as [prune/0.9]; got 'prune'"),
+    ],
+)
+def test_bad_limits_give_one_line(word, answer):
+    with pytest.raises(UserError, match="^" + answer.replace("[", r"\[")):
+        gates.plan(Bench(config.compose(["attack=source", word])))
+
+
+def test_what_is_measured_is_what_no_record_holds():
+    asked = gates.plan(Bench(config.compose(["attack=[source,prune,scratch]"])))
+    mirrors = ["mirror/source", *(f"mirror/prune/0.{i}" for i in range(1, 10))]
+    assert [spec.suspect.name for spec in asked] == mirrors and {spec.source.name for spec in asked} == {"source"}
+    assert gates.plan(Bench(config.compose(["attack=[source,prune]", "gates.action=off"]))) == []
+    words = ["data=diabetes", "zoo.source=mlp", "method=metav", "attack=[source,prune]"]
+    assert gates.plan(Bench(config.compose(words))) == []  # a regression
+
+
+def test_a_run_of_the_demo_warns(built):
+    _, folder, output = built
+    found = pd.read_csv(folder / "gates.csv")
+    scores = pd.read_csv(folder / "scores.csv").set_index("suspect")
+    models = pd.read_csv(folder / "models.csv").set_index("name")
+    assert found["gate"].value_counts().to_dict() == {"mirror": 7, "agreement": 7, "kept": 6}
+    value = found.set_index(["gate", "suspect"])["value"]
+    assert value["kept", "distill/vgg13_bn"] == pytest.approx(scores.accuracy["distill/vgg13_bn"])
+    assert value["agreement", "finetune/FTLL"] == pytest.approx(models.agreement["finetune/FTLL"])
+    held = found["holds"].sum()
+    assert f"gates: {held} of 20 hold; worst: " in output
+    assert ("gates: the zoo breaks" in output) == (held < 20) and "scores.csv" in {p.name for p in folder.iterdir()}
+
+
+def test_a_zoo_that_breaks_a_gate_is_refused_and_nothing_is_lost(built, tmp_path):
+    words = ["method=random", SELECTED, "gates.mirror=0"]  # no two of these are as accurate as each other to the digit
+    output = run(built[0], tmp_path / "stop", *words, "gates.action=stop", code=2)
+    assert "error: gates: the zoo breaks " in output and "mirror of " in output and " > 0.000" in output
+    assert "nothing to make" in output and "Traceback" not in output
+    for step in ("gates.action=warn", "zoo.training.epochs=N", "gates.spared=[PATTERN,...]"):
+        assert step in output
+    assert not pd.read_csv(tmp_path / "stop" / "gates.csv")["holds"].all()
+    assert not (tmp_path / "stop" / "scores.csv").exists()
+    output = run(built[0], tmp_path / "off", *words, "gates.action=off")
+    assert "gates: " not in output and not (tmp_path / "off" / "gates.csv").exists()
+
+
+def test_a_zoo_that_holds_passes_where_a_broken_one_would_stop(built, tmp_path):
+    words = ["gates.action=stop", "gates.mirror=1", "attack=finetune", "attack.finetune.variants=[FTLL]"]
+    output = run(built[0], tmp_path, "method=random", *words)
+    found = pd.read_csv(tmp_path / "gates.csv")
+    assert found["holds"].all() and f"gates: {len(found)} of {len(found)} hold" in output
+    assert (tmp_path / "scores.csv").exists()
+
+
+def test_what_a_profile_does():
+    assert config.compose(["profile=demo"]).gates.action == "warn"
+    assert config.compose(["profile=paper"]).gates.action == "stop"

@@ -1,0 +1,261 @@
+"""What a device computes is what the CPU computes: on CUDA (pytest -m gpu), and here on the CPU and on a stand-in.
+
+Each test compares with a second path on the CPU, so that it says something there too.
+"""
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import METHODS
+from standin import STANDIN, standin
+from torch import nn
+from torch.nn import functional as F
+
+from fingerbench import config
+from fingerbench.bench import Bench
+from fingerbench.data.augment import Augment
+from fingerbench.evaluate.specs import ResponseSpec, fingerprint_of
+from fingerbench.gans import train
+from fingerbench.nets import Normalise, network
+from fingerbench.ops import matching_rate, predict
+from fingerbench.seeds import seeded
+from fingerbench.store import Artefact
+from fingerbench.workshop import Workshop, peak_memory, pick_bfloat16, pick_device, revive
+from fingerbench.zoo.train import Recipe, Workbench, fit
+
+CPU = torch.device("cpu")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
+EVERY = ["cpu", STANDIN.type, CUDA]
+OTHERS = [STANDIN.type, CUDA]  # for what would compare the CPU with itself
+THEFTS = ("finetune/FTAL", "prune/0.5", "noise/9", "adversarial/0.5", "distill/resnet18", "knockoff/resnet18")
+GANS = ("wgan_gp", "sagan", "logan", "contragan", "icrgan", "reacgan")
+SETTINGS = [
+    f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]",
+    "profile=tiny",
+    "precision=float32",
+    "queries=20",
+    "data.transfer=100",
+    "zoo.training.epochs=3",
+]
+
+
+@pytest.fixture(params=EVERY)
+def device(request):
+    """A device on which float32 is float32: TF32, on by default in cuDNN, keeps 10 bits of 23."""
+    conv, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    with standin() if request.param == STANDIN.type else nullcontext():
+        yield torch.device(request.param)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, product
+
+
+others = pytest.mark.parametrize("device", OTHERS, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """What is made on the CPU, shared by the tests."""
+    return tmp_path_factory.mktemp("store")
+
+
+def opened(store, *words):
+    return Bench(config.compose([*SETTINGS, f"store={store}", *words]))
+
+
+def shop(bench, device):
+    return Workshop(bench.store, bench.data, device)
+
+
+def made(bench, spec, device):
+    """Make on a device what is missing of a spec and of what it needs; return the spec."""
+    for needed in spec.needs():
+        made(bench, needed, device)
+    if not bench.store.has(spec):
+        bench.store.save(spec, *spec.make(shop(bench, device)))
+    return spec
+
+
+def test_a_model_trained_on_the_cpu_answers_alike(store, device):
+    bench = opened(store, "method=random", "attack=source")
+    spec = made(bench, bench.zoo.original(), CPU)
+    x = bench.data.test.pixels()[:100]
+    plain = spec.network(bench.data.shape)
+    plain.load_state_dict(bench.store.load(spec).tensors)
+    here = torch.cat([plain.double().eval()(image[None].double()) for image in x]).detach()
+    there = predict(spec.load(shop(bench, device)), x.to(device))
+    assert there.device.type == device.type and here.argmax(1).unique().numel() > 5
+    assert torch.equal(there.cpu().argmax(1), here.argmax(1))
+    torch.testing.assert_close(there.cpu().double(), here, rtol=1e-3, atol=1e-3)
+
+
+def blank():
+    with seeded(0):
+        return network("vgg9", 10, 0.5, shape=(3, 16, 16))
+
+
+RECIPE = Recipe(epochs=10, batch=32, lr=0.02, momentum=0.9, weight_decay=5e-4, schedule="cosine")
+
+
+def plain_losses(images, augment):
+    """Return the losses that `fit` should meet, from a loop of its own on the CPU: one epoch has five batches."""
+    model, generator = blank().train(), torch.Generator().manual_seed(1)
+    sgd = torch.optim.SGD(model.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=5e-4, nesterov=True)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 50)
+    losses = []
+    for _ in range(RECIPE.epochs):
+        for index in torch.randperm(160, generator=generator).tensor_split(5):
+            loss = F.cross_entropy(model(augment(images.x[index].float() / 255, generator)), images.y[index])
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            cosine.step()
+            losses.append(loss.item())
+    return losses
+
+
+def test_training_meets_the_same_losses(store, device):
+    bench, augment = opened(store, "method=random", "attack=source"), Augment(pad=2, flip=True)
+    images = type(bench.data.a)(bench.data.a.x[:160], bench.data.a.y[:160])
+    bound, losses = images.to(device), []
+
+    def loss(outputs, _x, index):
+        value = F.cross_entropy(outputs, bound.y[index])
+        losses.append(value.item())
+        return value
+
+    workbench = Workbench(device, False, augment, torch.Generator().manual_seed(1), bench.data.task)
+    fit(blank(), bound.x, loss, RECIPE, workbench)
+    expected = plain_losses(images, augment)
+    assert len(losses) == 50 and expected[-1] < expected[0] - 0.5
+    torch.testing.assert_close(losses[:5], expected[:5], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.02)  # rounding errors grow from step to step
+
+
+def test_augmentation_crops_alike(device):
+    pad, n, side = 4, 50, 16
+    x = torch.randint(256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    there = Augment(pad, flip=True)(x.to(device), torch.Generator().manual_seed(1)).cpu()
+    generator = torch.Generator().manual_seed(1)
+    corner = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    for i, image in enumerate(F.pad(x, (pad,) * 4)):
+        top, left = corner[:, i].tolist()
+        crop = image[:, top : top + side, left : left + side]
+        assert torch.equal(there[i], crop.flip(2) if mirrored[i] else crop)
+
+
+@pytest.mark.parametrize("theft", THEFTS)
+@others
+def test_an_attack_makes_the_same_model(store, device, theft):
+    bench = opened(store, "method=random", f"attack={theft.partition('/')[0]}")
+    spec = made(bench, bench.models[theft], CPU)
+    tensors, facts = spec.make(shop(bench, device))
+    assert facts["device"] == device.type and all(t.device.type == device.type for t in tensors.values())
+    copy = revive(spec.network(bench.data.shape), Artefact({k: t.cpu() for k, t in tensors.items()}, {}))
+    x = bench.data.test.pixels()
+    answers, expected = predict(copy, x).argmax(1), predict(spec.load(shop(bench, CPU)), x).argmax(1)
+    assert matching_rate(expected, answers) > 0.8  # rounding errors grow in training
+    assert facts["accuracy"] == pytest.approx(matching_rate(bench.data.test.y, answers), abs=0.02)
+
+
+def score(bench, device):
+    """Return the score of the source by a stored fingerprint, from answers that it gives on a device."""
+    response = ResponseSpec(bench.fingerprint_spec, bench.zoo.original(), bench.method.access, None)
+    answers = response.make(shop(bench, device))[0]["answers"].cpu()
+    fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
+    return bench.method.similarity(fingerprint, answers[0]) if len(fingerprint) else 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@others
+def test_a_fingerprint_made_on_a_device_is_answered_on_the_cpu(store, device, method, tmp_path):
+    words = [f"method={method}", "attack=source", "gan.steps=3"]
+    for needed in opened(store, *words).fingerprint_spec.needs():
+        made(opened(store, *words), needed, CPU)
+    shutil.copytree(store, tmp_path / "store")
+    bench = opened(tmp_path / "store", *words)  # a fingerprint made elsewhere has the same key
+    made(bench, bench.fingerprint_spec, device)
+    assert score(bench, CPU) == pytest.approx(score(bench, device), abs=0.05)
+    if method in ("ipguard", "akh", "random", "freqgan"):  # whose labels are the source's own
+        assert bench.store.facts(bench.fingerprint_spec)["queries"] > 0 and score(bench, CPU) >= 0.95
+
+
+@pytest.mark.parametrize("name", config.options("evasion"))
+@others
+def test_an_evasion_changes_queries_alike(store, device, name):
+    short = ["evasion.epochs=2"] if name == "autoencoder" else []
+    bench = opened(store, "method=random", "attack=source", f"evasion={name}", *short)
+    x, evasion = bench.data.test.pixels()[:10], bench.evasion_spec
+    if evasion is None:
+        return
+    bench.store.save(evasion, *evasion.make(shop(bench, CPU)))
+    seen = [evasion.draw(x.to(d), shop(bench, d)).cpu() for d in (CPU, device)]
+    torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
+    outputs = torch.randn(10, 10, generator=torch.Generator().manual_seed(0)).softmax(1)
+    answers = [evasion.evasion.answers(outputs.to(d)).cpu() for d in (CPU, device)]
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+    weights, _ = evasion.make(shop(bench, device))
+    assert all(tensor.device.type == device.type and bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+@pytest.mark.parametrize("name", GANS)
+@others
+def test_a_gan_takes_the_same_steps(store, device, name, monkeypatch):
+    monkeypatch.setattr(train, "SETTLE_BATCHES", 2)
+    bench = opened(store, "method=naturalfinger", "attack=source", f"gan={name}", "gan.steps=3")
+    design = bench.fingerprint_spec.gan.design
+    z = torch.randn(8, design.latent, generator=torch.Generator().manual_seed(2))
+
+    def images(place):
+        gan = design.train(bench.data.a.to(place), 10, torch.Generator().manual_seed(1), place)
+        with torch.no_grad():
+            return gan.generator(z[:, : gan.latent].to(place), torch.arange(8, device=place)).cpu()
+
+    here, there = images(CPU), images(device)
+    assert here.std() > 0
+    torch.testing.assert_close(there, here, rtol=0.05, atol=0.05)
+
+
+def test_what_a_network_does_not_store_goes_where_its_weights_are(device):
+    model = nn.Sequential(Normalise([0.5] * 3, [0.25] * 3), nn.Flatten(), nn.Linear(12, 2))
+    tensors = {name: tensor.to(device) for name, tensor in model.state_dict().items()}
+    x = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.device("meta"):
+        hollow = nn.Sequential(Normalise([0.5] * 3, [0.25] * 3), nn.Flatten(), nn.Linear(12, 2))
+    torch.testing.assert_close(revive(hollow, Artefact(tensors, {}))(x.to(device)).cpu(), model(x).detach())
+
+
+@pytest.mark.parametrize("name", ["cpu", CUDA])
+def test_peak_memory_sees_what_a_block_takes(name):
+    device = pick_device(name)
+    with peak_memory(device) as peak:
+        before = peak()
+        block = torch.ones(64, 2**20, dtype=torch.uint8, device=device)
+        assert peak() >= max(64, before) and int(block.sum()) == 64 * 2**20
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_auto_is_the_gpu_and_its_bfloat16():
+    device = pick_device("auto")
+    assert device.type == "cuda"
+    assert pick_bfloat16("auto", device, "mobilenetv2") == (torch.cuda.get_device_capability()[0] >= 8)
+    assert pick_bfloat16("bfloat16", device, "resnet18") and not pick_bfloat16("float32", device, "resnet18")
+
+
+def test_the_stand_in_refuses_what_cuda_refuses():
+    here = torch.rand(3, 3)
+    with standin() as device:
+        there = here.to(device)
+        assert torch.equal((2 * there @ there).cpu(), 2 * here @ here) and there[here[0] > 2].device.type == device.type
+        for mixed in (lambda: there + here, lambda: here[there.argmax(1)], lambda: torch.cat([here, there])):
+            with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+                mixed()
+        with pytest.raises((TypeError, RuntimeError), match="numpy"):
+            there.numpy()
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(3, device=device, generator=torch.Generator())
