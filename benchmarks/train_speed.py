@@ -111,6 +111,7 @@ def row(architecture: str, arguments: argparse.Namespace, images: Images, peaks:
         "ours, float32": f"{speeds[False]:.1f}",
         "ours, bfloat16": f"{speeds[True]:.1f}",
         "bfloat16 / float32": f"{speeds[True] / speeds[False]:.2f}",
+        "picked": "bfloat16" if chosen else "float32",
         "ours / plain": f"{speeds[chosen] / papers:.2f}",
         "share of peak": f"{share:.1%}",
     }
@@ -147,12 +148,11 @@ def main() -> None:
     began = machine.describe(device)
     peaks = {low: machine.peak_flop(device, torch.bfloat16 if low else torch.float32) for low in (False, True)}
     rows = [row(architecture, arguments, images, peaks) for architecture in arguments.architectures]
-    picked = "bfloat16" if pick_bfloat16("auto", device) else "float32"
     parts = [
         f"{began} at the start",
         f"Random images 3x{arguments.size}x{arguments.size}, width {arguments.width:g}, batch {arguments.batch}, about "
         f"{arguments.seconds:g} s a cell; the plain loop has {arguments.workers} more processes for its images. "
-        f'`precision=auto` picks {picked}: that is "ours" in the last two columns. Peak of a matrix product: '
+        'Picked is what `precision=auto` picks: "ours" in the last two columns. Peak of a matrix product: '
         f"{peaks[False] / 1e9:.0f} GFLOP/s in float32, {peaks[True] / 1e9:.0f} in bfloat16.",
         machine.table(rows),
     ]

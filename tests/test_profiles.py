@@ -1,0 +1,54 @@
+"""Profiles and recipes: what they compose to, and in which type networks train."""
+
+import pytest
+import torch
+from conftest import METHODS
+
+from fingerbench import config
+from fingerbench.errors import UserError
+from fingerbench.nets import ARCHITECTURES, FLOAT32_ON_CPU
+from fingerbench.workshop import pick_bfloat16
+
+CPU = torch.device("cpu")
+PROFILES = config.options("profile")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_composes_in_every_profile(profile, method):
+    settings = config.compose([f"profile={profile}", f"method={method}", "data=cifar10"])
+    assert (settings.profile, settings.method.name) == (profile, method)
+    config.build(settings.method)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("gan", config.options("gan"))
+def test_a_profile_other_than_the_papers_shrinks_every_gan(profile, gan):
+    published = config.compose(["profile=paper", f"gan={gan}"]).gan
+    chosen = config.compose([f"profile={profile}", f"gan={gan}"]).gan
+    assert (chosen.steps < published.steps) == (profile != "paper")
+    config.build(chosen)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_has_a_recipe_of_its_name_and_the_user_may_name_another(profile):
+    named = config.compose([f"profile={profile}", f"recipe={profile}"]).zoo
+    assert config.compose([f"profile={profile}"]).zoo == named
+    fast = config.compose([f"profile={profile}", "recipe=fast"]).zoo
+    assert fast.training == config.compose(["profile=paper", "recipe=fast"]).zoo.training != named.training
+    assert fast.width == named.width
+
+
+def test_lite_sees_as_many_images_as_it_says():
+    zoo = config.compose(["profile=lite", "data=cifar10"]).zoo
+    assert zoo.training.epochs * 25_000 == 50_000 == zoo.knockoff.epochs * 50_000
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_trains_in_bfloat16_where_it_is_faster(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    low = {name for name in ARCHITECTURES if pick_bfloat16("auto", CPU, name)}
+    assert low == (set(ARCHITECTURES) - set(FLOAT32_ON_CPU) if amx else set())
+    assert pick_bfloat16("bfloat16", CPU, "mobilenetv2") and not pick_bfloat16("float32", CPU, "resnet18")
+    with pytest.raises(UserError, match="unknown precision 'float23'"):
+        pick_bfloat16("float23", CPU, "resnet18")
