@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -39,7 +38,7 @@ from fingerbench.records import Dataset, Fingerprint, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.store import Spec, Store
 from fingerbench.store import family as with_needs
-from fingerbench.workshop import Workshop, pick_bfloat16, pick_device
+from fingerbench.workshop import Workshop, pick_bfloat16, pick_device, pick_jobs
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.surrogates import Surrogates, refuse_overlap
 from fingerbench.zoo.table import Zoo, suspects
@@ -233,7 +232,7 @@ class Bench:
     def jobs(self) -> int:
         """The number of worker processes."""
         if self.settings.jobs is None:
-            return len(os.sched_getaffinity(0))
+            return pick_jobs(pick_device(self.settings.device))
         return self._number("jobs", 1)
 
     def _number(self, key: str, least: int) -> int:

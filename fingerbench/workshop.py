@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from fingerbench.records import Dataset
 from fingerbench.store import Artefact, Spec, Store
 
 T = TypeVar("T")
+
+# On a GPU. A batch of 128 through InceptionV3, the largest, keeps 4.1 GiB for its gradients (counted); CUDA and data
+# come on top.
+WORKER_BYTES = 6 * 2**30
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,17 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}: PyTorch finds no usable GPU here; use device=cpu, or install a CUDA build")
     return device
+
+
+def pick_jobs(device: torch.device) -> int:
+    """Return how many workers make good use of the device: one per core, on a GPU no more than its memory takes.
+
+    Several share one GPU, since small networks do not fill it.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if device.type != "cuda":
+        return cores
+    return max(1, min(cores, torch.cuda.get_device_properties(device).total_memory // WORKER_BYTES))
 
 
 def pick_bfloat16(precision: str, device: torch.device, architecture: str) -> bool:

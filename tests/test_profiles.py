@@ -1,5 +1,7 @@
 """Profiles and recipes: what they compose to, and in which type networks train."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import METHODS
@@ -7,7 +9,7 @@ from conftest import METHODS
 from fingerbench import config
 from fingerbench.errors import UserError
 from fingerbench.nets import ARCHITECTURES, FLOAT32_ON_CPU
-from fingerbench.workshop import pick_bfloat16
+from fingerbench.workshop import pick_bfloat16, pick_jobs
 
 CPU = torch.device("cpu")
 PROFILES = config.options("profile")
@@ -52,3 +54,10 @@ def test_auto_trains_in_bfloat16_where_it_is_faster(monkeypatch, amx):
     assert pick_bfloat16("bfloat16", CPU, "mobilenetv2") and not pick_bfloat16("float32", CPU, "resnet18")
     with pytest.raises(UserError, match="unknown precision 'float23'"):
         pick_bfloat16("float23", CPU, "resnet18")
+
+
+@pytest.mark.parametrize(("gib", "jobs"), [(4, 1), (24, 4), (139, 8)])
+def test_a_gpu_has_as_many_workers_as_its_memory_takes_and_no_more_than_cores(monkeypatch, gib, jobs):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
+    assert (pick_jobs(torch.device("cuda")), pick_jobs(CPU)) == (jobs, 8)

@@ -60,7 +60,7 @@ NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
 FLOAT32_ON_CPU = ("mobilenetv2", "shufflenetv2")
 """Networks that train faster in float32 on CPUs that compute in bfloat16: see `benchmarks/train_speed.py`.
 
-Their convolutions are mostly depthwise; so are those of EfficientNet and Xception, which gain all the same at full width.
+Their convolutions are mostly depthwise. So are EfficientNet's and Xception's, which gain all the same at full width.
 """
 
 

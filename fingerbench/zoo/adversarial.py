@@ -58,9 +58,9 @@ class Adversarial:
         return moved
 
     def work(self, variant: str, outline: ModelOutline) -> Work:
-        """Return the training on all images and the crafted ones, and the steps of PGD on those, all at once."""
+        """Return the training on all images and the crafted ones, and the steps of PGD on those."""
         assert outline.victim is not None
         images = outline.sizes.finetune
         crafted = round(float(variant) * images)
-        attacked = passes("attack", (outline.victim,), self.steps * crafted, crafted)
+        attacked = passes("attack", (outline.victim,), self.steps * crafted, min(crafted, AT_ONCE))
         return attacked + outline.training(self.recipe, images + crafted)
