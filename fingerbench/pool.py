@@ -65,16 +65,14 @@ class Pool:
         log.info("store %s: %s", self.store.root, _stock(found, missing))
         if not self._todo:
             return
+        specs = list(self._todo.values())
         progress = Progress({kind: (found[kind], found[kind] + missing[kind]) for kind in missing})
         threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(min(self.jobs, len(self._todo)))]
         try:
             with progress:
-                missing_specs = list(self._todo.values())
                 for thread in threads:
                     thread.start()
-                for (
-                    spec
-                ) in missing_specs:  # takes seconds, as the start of the workers does, and must not keep their lock
+                for spec in specs:  # takes seconds, as the start of the workers does, and must not keep their lock
                     self._eta.effort(spec)
                 while any(thread.is_alive() for thread in threads):
                     time.sleep(POLL_S)

@@ -10,6 +10,7 @@ from conftest import ROOT, TINY, finish, start
 from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.cost import Sizes, effort
+from fingerbench.nets import network
 
 
 @pytest.fixture
@@ -32,14 +33,31 @@ def test_train_speed_measures_three_loops_and_their_ratios(tmp_path):
     assert "torch" in output and "cores" in output and "Random images 3x16x16" in output
     _, _, *rows = columns(output)
     assert [row[0] for row in rows] == ["resnet18", "vgg13_bn"]
-    for _, plain, low, high, gain, ratio, share in rows:
+    for _, plain, low, high, gain, picked, ratio, share in rows:
         assert float(gain) == pytest.approx(float(high) / float(low), abs=0.02)
-        chosen = float(high if "picks bfloat16" in output else low)
+        chosen = float(high if picked == "bfloat16" else low)
         assert float(ratio) == pytest.approx(chosen / float(plain), abs=0.02) and 0 < float(share[:-1]) < 100
 
 
 def test_train_speed_refuses_fewer_images_than_a_batch():
     assert "at least a batch" in finish(start(["benchmarks/train_speed.py"], "--images", "4"), code=2)
+
+
+def test_half_precision_asks_every_suspect_again(built):
+    words = [*TINY, f"store={built[0]}", "attack=[source,finetune,distill]", "--methods", "random", "akh"]
+    _, _, *rows = columns(finish(start(["benchmarks/half_precision.py"], *words)))
+    assert [row[:2] for row in rows] == [["random", "14"], ["akh", "14"]]
+    for _, suspects, labels, scores, most in rows:
+        assert 0 <= int(scores) <= int(suspects) and (float(most) > 0) == (int(scores) > 0)
+        assert float(labels.rstrip("%")) < 20
+
+
+def test_rounding_to_half_precision_changes_weights_and_buffers_by_little(zoo_cost):
+    model = network("resnet18", 10, 0.125)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    after = importlib.import_module("half_precision").rounded(model).state_dict()
+    assert all(torch.allclose(after[name], tensor, rtol=1e-3, atol=1e-6) for name, tensor in before.items())
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_zoo_cost_has_a_line_for_everything(tmp_path):
