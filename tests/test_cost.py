@@ -24,6 +24,7 @@ from fingerbench.cost import (
 )
 from fingerbench.eta import Eta
 from fingerbench.store import Spec
+from fingerbench.zoo.adversarial import AT_ONCE
 
 SIZES = Sizes((3, 32, 32), half=25000, finetune=5000, test=5000, transfer=50000)
 
@@ -87,7 +88,7 @@ def test_pgd_costs_more_the_more_images_it_makes_and_only_the_last_layer_costs_l
     assert flop(bench, "finetune/FTLL") < flop(bench, "finetune/FTAL") == flop(bench, "prune/0.5")
     outline = ModelOutline(network("resnet18"), network("resnet18"), SIZES, augmented=True)
     work = attack_work(bench.attacks["adversarial"], "0.5", outline)
-    assert work[Pass("attack", network("resnet18"), 2500)] == 10 * 2500
+    assert work[Pass("attack", network("resnet18"), AT_ONCE)] == 10 * 2500
     assert work[Pass("train", network("resnet18"), 64)] == 20 * 7500
 
 
