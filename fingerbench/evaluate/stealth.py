@@ -85,7 +85,7 @@ class DetectorSpec(Spec):
         artefact = workshop.load(self)
         with blank(self.detector.architecture):
             model = self.network(workshop.data.shape)
-        return revive(model, artefact).to(workshop.device)
+        return revive(model, artefact)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train the detector; the facts hold the shares it flags of the test split and of its abnormal versions.

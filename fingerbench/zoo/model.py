@@ -92,8 +92,7 @@ class ModelSpec(Spec):
         artefact = workshop.load(self)
         with blank(self.architecture):
             model = self.network(workshop.data.shape)
-        revived = revive(model, artefact)
-        return revived.to(workshop.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train the model; the facts hold its quality and its agreement with its parent on the test split."""
