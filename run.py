@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fingerbench import config
+from fingerbench import cluster, config
 from fingerbench.errors import BuildError, UserError, writing
 from fingerbench.evaluate import sweep
 
@@ -62,6 +62,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
         sys.exit(130)
+    except Exception as error:
+        if not cluster.of_submitit(error):
+            raise
+        told = cluster.settle(error, sweep.Report.running)
+        sweep.finish()
+        sys.stderr.write(f"error: {told}\n")
+        sys.exit(getattr(told, "exit_code", 1))
 
 
 if __name__ == "__main__":

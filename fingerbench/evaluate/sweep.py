@@ -32,7 +32,7 @@ class Report(Callback):
 def finish() -> None:
     """Write the comparison of the runs of the sweep, if there is one, into its folder `report`; print the tables."""
     folder, Report.running = Report.running, None
-    if folder is None:
+    if folder is None or not any(folder.rglob("scores.csv")):  # experiments draw their own tables
         return
     from rich.console import Console
 
