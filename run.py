@@ -24,6 +24,7 @@ def job(settings: DictConfig) -> None:
     from fingerbench.evaluate.experiment import perform
     from fingerbench.evaluate.run import run
 
+    cluster.end_when_told()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         if "experiment" in settings:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig
 
 from fingerbench.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # launchers of the extra `cluster`, as Hydra calls them
 INSTALL = "pip install -e '.[cluster]' -c constraints.txt"
@@ -66,6 +72,21 @@ def granted_cores() -> int:
     return min(cores, int(granted)) if granted.isdecimal() and int(granted) > 0 else cores
 
 
+def end_when_told() -> None:
+    """End this process on SIGTERM, if it is a job of submitit, which would ignore it, and leave no result behind.
+
+    SLURM sends it to a job that is cancelled, or queued again because its node is needed, and kills what goes on. A
+    result, such as the failure of a worker that was told to end as well, would pass for the last word of the job.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        log.warning("told to end; everything finished is kept, and the job goes on from there if it is queued again")
+        sys.exit(128 + number)
+
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        signal.signal(signal.SIGTERM, end)
+
+
 def of_submitit(error: BaseException) -> bool:
     """Tell whether an error is submitit's own: a job that was refused or lost."""
     return type(error).__module__.partition(".")[0] == "submitit"
@@ -91,7 +112,7 @@ def settle(error: BaseException, sweep: Path | None) -> Exception:
 def _submitted(sweep: Path) -> list[Path]:
     """Return the folders of submitit's jobs, but those of earlier sweeps into the same folder."""
     began = (sweep / "multirun.yaml").stat().st_mtime  # Hydra writes it before it launches anything
-    folders = [path for path in (sweep / ".submitit").glob("*") if path.name.replace("_", "", 1).isdecimal()]
+    folders = {path.parent for path in (sweep / ".submitit").glob("*/*_submitted.pkl")}
     fresh = [path for path in folders if path.stat().st_mtime >= began]
     return sorted(fresh, key=lambda path: [int(part) for part in path.name.split("_")])
 
