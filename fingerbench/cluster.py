@@ -38,10 +38,10 @@ def check(hydra: DictConfig, many: bool) -> None:
     Raises:
         UserError: it is chosen without a sweep, or there is no SLURM here that says what becomes of a job.
     """
-    choice = hydra.runtime.choices.get("launcher")
-    if choice and not many:
-        raise UserError(f"launcher={choice} launches the jobs of a sweep: add -m")
-    if str(hydra.launcher._target_).endswith(".SlurmLauncher"):
+    kind = str(hydra.launcher._target_).rpartition(".")[2]
+    if kind in ("SlurmLauncher", "LocalLauncher") and not many:  # it would run here
+        raise UserError("this launcher submits the jobs of a sweep, and this is a single run: add -m, or leave it out")
+    if kind == "SlurmLauncher":
         _require_slurm()
 
 

@@ -3,6 +3,7 @@
 #
 # Needs root, and the Debian packages named below; it installs nothing. It listens on 127.0.0.1 alone, on the ports
 # PORT (26817 unless told otherwise), PORT+1 and PORT+2, and writes into DIR alone. tests/slurm/stop.sh DIR ends it.
+# Exit code 3: this machine lacks something.
 set -euo pipefail
 DIR=$(realpath -m "${1:?give a folder for state, logs and sockets: tests/slurm/start.sh DIR}")
 PORT=${PORT:-26817}
@@ -11,6 +12,7 @@ CORES=$(nproc)
 MEMORY=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo) # MiB; the rest is for what is not a job
 
 fail() { echo "error: $*" >&2; exit 1; }
+refuse() { echo "error: $*" >&2; exit 3; }
 # Run a command until it succeeds, for 30 seconds.
 await() { for _ in $(seq 120); do "$@" >/dev/null 2>&1 && return; sleep 0.25; done; return 1; }
 idle() { sinfo --noheader --format=%T | grep -qx idle; }
@@ -20,8 +22,8 @@ packages=
 for pair in slurmctld:slurm-wlm munged:munge slurmdbd:slurmdbd mariadbd:mariadb-server; do
   command -v "${pair%:*}" >/dev/null || packages="$packages ${pair#*:}"
 done
-[ -z "$packages" ] || fail "missing packages: apt-get install -y --no-install-recommends$packages"
-[ "$(id -u)" = 0 ] || fail "slurmd starts jobs for other users, so this needs root"
+[ -z "$packages" ] || refuse "missing packages: apt-get install -y --no-install-recommends$packages"
+[ "$(id -u)" = 0 ] || refuse "slurmd starts jobs for other users, so this needs root"
 [ "${#DIR}" -le 80 ] || fail "$DIR is too long a name for a folder of sockets"
 [ ! -s "$DIR/slurmctld.pid" ] || ! kill -0 "$(cat "$DIR/slurmctld.pid")" 2>/dev/null || fail "$DIR: runs already"
 
