@@ -11,14 +11,14 @@ EXPERIMENTS ?= $(filter-out $(if $(findstring data=,$(SETTINGS)),metav_regressio
 	$(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo paper test test-slow lint bench bench-train clean
+.PHONY: help setup demo paper test test-slow test-slurm lint bench bench-train clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev]' -c constraints.txt
+	$(BIN)/pip install --quiet -e '.[dev,cluster]' -c constraints.txt
 	touch $@
 
 setup: $(READY) ## virtual environment with the pinned dependencies
@@ -39,6 +39,9 @@ test: $(READY) ## the tests
 
 test-slow: $(READY) ## the long and statistical tests
 	$(BIN)/python -m pytest -m slow
+
+test-slurm: $(READY) ## the tests on a real SLURM, which they start and stop here: needs root and Debian's packages
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -207,9 +207,10 @@ class Bench:
         return [fingerprint.source, *gan, *surrogates, fingerprint, *self._slowest_first(), *measured]
 
     def trained(self) -> list[Spec]:
-        """Return everything that is trained, whatever the method, in the order of `plan`."""
+        """Return everything that is trained, whatever the method: each once, in the order of `plan`."""
         gan = [self._gan()] if self.data.task.labelled else []
-        return [self.zoo.original(), *gan, *itertools.chain(*self.surrogates), *self._slowest_first()]
+        trained = [self.zoo.original(), *gan, *itertools.chain(*self.surrogates), *self._slowest_first()]
+        return list({spec.key: spec for spec in trained}.values())
 
     def _slowest_first(self) -> list[ModelSpec]:
         return sorted(self.models.values(), key=lambda spec: not spec.attack.students)

@@ -63,10 +63,12 @@ def ask(*command):
 
 
 def states(sweep, *options):
-    """Return the states of the jobs that were submitted last, as accounting has them, by their number in the array."""
-    lines = ask("sacct", "-nPX", *options, "-j", str(array(sweep)), "-o", "jobid,state,alloccpus").splitlines()
-    assert all(line.endswith("|1") for line in lines)  # cores
-    return [(line.split("|")[0].partition("_")[2], line.split("|")[1].split()[0]) for line in lines]
+    """Return the states of the jobs that were submitted last, by their number in the array, once accounting has all."""
+    fields = ["-nPX", *options, "-j", str(array(sweep)), "-o", "jobid,state,alloccpus"]
+    ended = lambda: (lines := ask("sacct", *fields).splitlines()) and "|RUNNING|" not in "".join(lines) and lines  # noqa: E731
+    rows = [line.split("|") for line in until(ended, "accounted for")]
+    assert {cores for _, _, cores in rows} == {"1"}
+    return [(job.partition("_")[2], state.split()[0]) for job, state, _ in rows]
 
 
 def array(sweep):
