@@ -67,7 +67,7 @@ class Bench:
     def __init__(self, settings: DictConfig, overrides: Sequence[str] = (), data: Dataset | None = None) -> None:
         self.settings = settings
         self.overrides = tuple(overrides)
-        self.store = Store(settings.store)
+        self.store = Store(settings.store, settings.locks)
         if data is not None:
             self.data = data
 
@@ -228,6 +228,8 @@ class Bench:
         wanted = self._from_shard(list(wanted))
         self._fit_libraries(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)
+        if any(not self.store.has(spec) for spec in wanted):
+            self.store.remember(self.settings.data.name, cast(dict[str, Any], container)["data"], self.zoo.data)
         sizes = Sizes.of(self.data)
         Pool(self.store, cast(dict[str, Any], container), self.jobs, lambda spec: effort(spec, sizes)).run(wanted)
 

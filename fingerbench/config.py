@@ -102,7 +102,8 @@ def build(node: DictConfig) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"cannot build {plain['_target_']}: {_first_line(cause)}; check its config file") from error
+        why = " ".join(str(cause).split()) or type(cause).__name__
+        raise UserError(f"cannot build {plain['_target_']}: {why}; check its config file") from error
     _check_fields(built)
     return built
 
@@ -164,7 +165,12 @@ def _misplaced(error: Exception) -> UserError:
     key = getattr(error.__cause__ or error, "full_key", None)
     if not key or not _first_line(error).startswith("Could not override"):
         return UserError(_first_line(error))
-    branch = key.rpartition(".")[0]
+    branch, _, leaf = key.rpartition(".")
+    node = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+    for part in branch.split("."):
+        node = node.get(part) if isinstance(node, dict) else node
+    if isinstance(node, str) and node.startswith("${"):
+        return UserError(f"{key}: {branch} is a reference to {node}; set {node[2:-1]}.{leaf}, or all of {branch}")
     siblings = OmegaConf.select(hydra_compose("config"), branch) if branch else hydra_compose("config")
     known = [f"{branch}.{name!s}".lstrip(".") for name in siblings] if isinstance(siblings, DictConfig) else []
     return unknown("config key", key, known)

@@ -26,7 +26,11 @@ class DamagedError(Exception):
 
 
 class BuildError(Exception):
-    """Making an artefact failed for no fault of the user's. The message holds what the worker said."""
+    """Making an artefact failed for no fault of the user's. The message says which, and why."""
+
+
+class DivergedError(BuildError):
+    """A loss or a weight became infinite or not a number; nothing was stored."""
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:

@@ -1,8 +1,8 @@
 """The store: the only cache. Whatever took time to make lives here once, under a key of what it was made from.
 
 An artefact is a folder `KIND/KEY` with `payload.safetensors` and `record.json`. It is written elsewhere and renamed
-into place, so what exists is complete, and both files carry checksums, so what is damaged is found. A file lock per
-key keeps two processes from making the same thing twice; it only saves work, nothing breaks without it.
+into place, so what exists is complete, and both files carry checksums, so what is damaged is found. A lock per key
+keeps two processes from making the same thing twice; it only saves work, nothing breaks without it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 from collections import Counter
@@ -23,16 +24,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from torch import Tensor
 
-from fingerbench.errors import DamagedError, UserError, writing
+from fingerbench.errors import DamagedError, UserError, unknown, writing
 
 if TYPE_CHECKING:
     from fingerbench.cost import Sizes, Work
 
 SCHEMA = 1
 PAYLOAD, RECORD = "payload.safetensors", "record.json"
+LOCKS = ("flock", "lease")
+NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says where there is none
+LEASE_S = 60.0  # after which a lease that nobody renewed may be taken; its holder renews it three times as often
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,24 @@ class Artefact:
 
 
 class Store:
-    """A folder of artefacts, shared by any number of processes."""
+    """A folder of artefacts, shared by any number of processes.
 
-    def __init__(self, root: Path | str) -> None:
+    locks: "flock", which the system lets go when its holder dies; or "lease", for file systems without flock or on
+    which it does not reach other hosts: a file that its holder touches, and that whoever has seen it untouched for
+    `lease_s` seconds of their own monotonic clock may take. What the hosts think the time is does not matter. All
+    processes on one store must use the same.
+
+    Raises:
+        UserError: there are no such locks.
+    """
+
+    def __init__(self, root: Path | str, locks: str = "flock", lease_s: float = LEASE_S) -> None:
+        if locks not in LOCKS:
+            raise unknown("locks", locks, LOCKS)
         self.root = Path(root).absolute()
+        self.locks = locks
+        self.lease_s = lease_s
+        self._leases: dict[str, BaseFileLock] = {}  # each remembers since when it saw its file untouched
 
     def path(self, spec: Spec) -> Path:
         """Return the folder where the artefact is, or would be."""
@@ -189,19 +207,50 @@ class Store:
             "sha256": hashlib.sha256(payload).hexdigest(),
         }
         record["record_sha256"] = _checksum(record)
-        draft = self.root / "drafts" / f"{spec.key}-{os.getpid()}"
+        draft = self.root / "drafts" / f"{spec.key}-{platform.node()}-{os.getpid()}"
         with writing(self.root, "store"):
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            _write(draft / PAYLOAD, payload)
-            _write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
-            self._publish(draft, self.path(spec))
-            self.checkpoint(spec).unlink(missing_ok=True)
+            try:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+                _write(draft / PAYLOAD, payload)
+                _write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
+                self._publish(draft, self.path(spec))
+                self.checkpoint(spec).unlink(missing_ok=True)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)  # a full disk needs the room
+
+    def remember(self, name: str, settings: Mapping[str, Any], sha256: str) -> None:
+        """Note what the data set called `name` was, under its settings, when this store first made something of it.
+
+        Raises:
+            UserError: it was another then.
+        """
+        text = json.dumps(settings, sort_keys=True)
+        place = self.root / "data" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        try:
+            known = json.loads(place.read_bytes())["sha256"]
+        except (FileNotFoundError, NotADirectoryError):
+            self._note(place, {"schema": SCHEMA, "name": name, "settings": settings, "sha256": sha256})
+            return
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{place} is damaged; delete it, it is made again") from None
+        if known != sha256:
+            raise UserError(
+                f"data={name}: its files changed since the store {self.root} was begun: expected sha256 {known}, got "
+                f"{sha256}; restore them, or begin another store with store=DIR"
+            )
+
+    def _note(self, place: Path, content: Mapping[str, Any]) -> None:
+        draft = place.with_name(f".{place.name}-{platform.node()}-{os.getpid()}")
+        with writing(self.root, "store"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _write(draft, json.dumps(content, indent=1).encode())
+            draft.rename(place)
 
     @contextmanager
     def claim(self, spec: Spec) -> Iterator[bool]:
         """Hold the lock of `spec` inside the block; yields False at once where another process holds it."""
-        lock = FileLock(self.root / "locks" / f"{spec.key}.lock", timeout=0)
+        lock = self._lock(spec.key)
         try:
             with writing(self.root, "store"):
                 (self.root / "locks").mkdir(parents=True, exist_ok=True)
@@ -209,10 +258,25 @@ class Store:
         except Timeout:
             yield False
             return
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            raise UserError(
+                f"the file system of the store {self.root} has no flock ({error.strerror}); use locks=lease in every "
+                "process on it"
+            ) from error
         try:
             yield True
         finally:
             lock.release()
+
+    def _lock(self, key: str) -> BaseFileLock:
+        if self.locks == "flock":
+            return FileLock(self.root / "locks" / f"{key}.lock", timeout=0, fallback_to_soft=False)
+        if key not in self._leases:
+            path = self.root / "locks" / f"{key}.lease"
+            self._leases[key] = SoftFileLease(path, timeout=0, lease_duration=self.lease_s)
+        return self._leases[key]
 
     def _publish(self, draft: Path, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)

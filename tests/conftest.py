@@ -29,9 +29,47 @@ TINY = [
 ]
 
 
-def start(script, *words, cwd=ROOT, **kwargs):
-    """Start `python script words...` and return the process, its output as text."""
-    environment = os.environ | {"PYTHONPATH": str(cwd), "COLUMNS": "120"}
+LEDGER = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", type=int, default=3, help="how many times to kill in tests/test_faults.py")
+    parser.addoption("--ledger", type=Path, help="also write what became of the faults here, as a table")
+
+
+@pytest.fixture(scope="session")
+def faults(request):
+    """How often to inject a fault that may be injected at many moments."""
+    return request.config.getoption("faults")
+
+
+@pytest.fixture
+def ledger(request):
+    """Note a fault, how often it was injected and survived, and how many finished artefacts it cost."""
+    rows = request.config.stash.setdefault(LEDGER, [])
+
+    def note(fault, injected, survived, lost):
+        rows.append((fault, injected, survived, lost))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(LEDGER, [])
+    if not rows:
+        return
+    total = ("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
+    lines = ["| fault | injected | survived | finished artefacts lost |", "| :--- | ---: | ---: | ---: |"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in [*rows, total]]
+    terminalreporter.section("faults")
+    terminalreporter.write_line("\n".join(lines))
+    if config.getoption("ledger"):
+        config.getoption("ledger").write_text("\n".join(lines) + "\n")
+
+
+def start(script, *words, cwd=ROOT, environment=(), **kwargs):
+    """Start `python script words...`, with more in its environment, and return the process, its output as text."""
+    environment = os.environ | {"PYTHONPATH": str(cwd), "COLUMNS": "120"} | dict(environment)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *script, *words], cwd=cwd, env=environment, **pipes, **kwargs)
 

@@ -1,9 +1,13 @@
 """The store: keys, atomic publication, damage found and set aside, locks."""
 
+import errno
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -141,6 +145,68 @@ def test_a_claim_is_exclusive_between_processes(store):
         holder.stdout.close()
     with store.claim(spec) as mine:
         assert mine
+
+
+HOLD = """
+import os, sys
+from fingerbench.store import Store
+from test_store import Toy
+with Store(sys.argv[1], "lease", 1.0).claim(Toy(1.0)) as mine:
+    print("held" if mine else "not held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lease_is_renewed_by_its_holder_and_taken_from_a_dead_one(store):
+    spec, store = Toy(1.0), Store(store.root, "lease", 1.0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, store.root], **pipes, cwd=Path(__file__).parent)
+    try:
+        assert holder.stdout.readline().strip() == "held"
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            with store.claim(spec) as mine:
+                assert not mine, "for three times as long as it lasts unless renewed"
+            time.sleep(0.2)
+    finally:
+        holder.send_signal(signal.SIGSTOP)  # as good as gone, and its process is still there
+        for _ in range(100):
+            with store.claim(spec) as mine:
+                pass
+            if mine:
+                break
+            time.sleep(0.1)
+        holder.kill()
+        holder.communicate()
+    assert mine
+
+
+def test_a_file_system_without_flock_is_told_with_the_way_out(store, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with pytest.raises(UserError, match="use locks=lease"), store.claim(Toy(1.0)):
+        pass
+    with Store(store.root, "lease").claim(Toy(1.0)) as mine:
+        assert mine
+
+
+def test_unknown_locks_are_refused(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'flock'"):
+        Store(tmp_path, "flok")
+
+
+def test_a_changed_data_set_is_refused_and_another_is_not(store):
+    store.remember("digits", {"size": 16}, "aa")
+    store.remember("digits", {"size": 16}, "aa")
+    store.remember("digits", {"size": 8}, "bb")
+    with pytest.raises(UserError, match=r"expected sha256 aa, got bb; restore them, or .*store=DIR"):
+        store.remember("digits", {"size": 16}, "bb")
+    for place in (store.root / "data").iterdir():
+        place.write_text("{")
+    with pytest.raises(UserError, match="damaged; delete it"):
+        store.remember("digits", {"size": 16}, "aa")
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path):

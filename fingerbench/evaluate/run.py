@@ -119,7 +119,8 @@ def models(bench: Bench) -> pd.DataFrame:
 
     spec = bench.fingerprint_spec
     every = {s.key: s for s in [*bench.models.values(), *spec.positives, *spec.negatives]}
-    return pd.DataFrame([{**bench.store.facts(s), "key": key} for key, s in every.items()])
+    frame = pd.DataFrame([{**bench.store.facts(s), "key": key} for key, s in every.items()])
+    return frame.drop(columns="losses", errors="ignore")  # a list, one an epoch
 
 
 def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
