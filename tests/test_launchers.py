@@ -56,7 +56,7 @@ def test_a_launcher_carries_what_is_documented(name, plugin, jobs, carried):
 
 
 def test_launchers_change_nothing_else():
-    assert config.options("launcher") == ["joblib", "slurm", "submitit_local"]
+    assert {"joblib", "slurm", "submitit_local"} <= set(config.options("launcher"))
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     assert config.compose(["launcher=slurm"]) == config.compose()
 
