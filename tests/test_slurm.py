@@ -163,9 +163,8 @@ def test_jobs_that_are_queued_again_go_on(tmp_path, local):
     ask("scancel", "--signal=USR2", f"{number}_1")  # what a job hears before its time is up
     finish(process, timeout=600)
     assert scores(sweep) == local
-    assert sorted(states(sweep, "--duplicates")) == sorted(
-        [(task, "COMPLETED") for task in FOLDERS] + [("0", "REQUEUED"), ("1", "REQUEUED")]
-    )
+    expected = {*((task, "COMPLETED") for task in FOLDERS), ("0", "REQUEUED"), ("1", "REQUEUED")}
+    assert set(states(sweep, "--duplicates")) == expected  # the second may hear the signal, and be queued, twice
     for task in ("0", "1"):  # the second start has found what the first has made
         found = re.findall(r"found (\d+) of 10 models", (sweep / task / "run.log").read_text())
         assert len(found) == 2 and int(found[0]) < int(found[1])
