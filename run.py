@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fingerbench import config
+from fingerbench import config, status
 from fingerbench.errors import BuildError, UserError, writing
 from fingerbench.evaluate import sweep
 
@@ -26,10 +26,11 @@ def job(settings: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        if "experiment" in settings:
-            perform(settings, _words(), folder)
-        else:
-            run(Bench(settings), folder)
+        with status.recorded(folder):
+            if "experiment" in settings:
+                perform(settings, _words(), folder)
+            else:
+                run(Bench(settings), folder)
     except UserError as error:
         logging.getLogger("fingerbench").error("error: %s", error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -59,6 +60,9 @@ def main() -> None:
         sweep.finish()
         sys.stderr.write(f"failed; everything finished is kept. A worker says:\n{error}\n")
         sys.exit(1)
+    except Exception:
+        sweep.finish()
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
         sys.exit(130)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fingerbench import status
 from fingerbench.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -21,8 +23,10 @@ class Report(Callback):
     """The folder of a sweep without its comparison. Hydra does not call the end of one in which a job failed."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note the folder of the sweep."""
+        """Note the folder of the sweep, and list its jobs there."""
         Report.running = Path(config.hydra.sweep.dir)
+        with suppress(OSError):  # Hydra writes there next, and then `run.py` says what is the matter
+            status.announce(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Compare the runs."""
