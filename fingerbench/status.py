@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -37,6 +37,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fingerbench.errors import UserError, writing
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -97,17 +100,13 @@ def recorded(folder: Path, beat_s: float = BEAT_S) -> Iterator[None]:
 def _beginning(folder: Path) -> dict[str, Any]:
     """Return what the Hydra job that runs here knows of itself when it starts."""
     config = HydraConfig.get()
-    record = _entry(config, list(config.overrides.task), "")
-    if config.mode == RunMode.MULTIRUN:
-        sweep = Path(config.sweep.dir).absolute()
-        record["subdir"] = os.path.relpath(folder.absolute(), sweep)
-        command = again(record, folder, sweep)
-    else:
-        command = again({**record, "launcher": None}, folder, folder)
+    many = config.mode == RunMode.MULTIRUN
+    subdir = os.path.relpath(folder, config.sweep.dir) if many else ""
+    record = _entry(config, list(config.overrides.task), subdir) | ({} if many else {"launcher": None})
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return {
         "schema": SCHEMA,
-        "command": command,
+        "command": again(record, folder),
         **record,
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -232,6 +231,10 @@ class Job:
         """Whether somebody has to run it again."""
         return self.state not in ("done", "running", "waiting")
 
+    def told(self) -> str:
+        """Return in a line which job it is, its state, and why."""
+        return f"{self.name} ({shlex.join(self.words)}): {self.state}" + (f", {self.error}" if self.error else "")
+
 
 def read(folder: Path, lost_s: float = LOST_S) -> list[Job]:
     """Return the jobs of a sweep, those listed first, or the one job of the folder of a single run.
@@ -257,7 +260,7 @@ def read(folder: Path, lost_s: float = LOST_S) -> list[Job]:
         place = folder / entry["subdir"]
         at = _whereabouts(key, place, there)
         if at is not None:
-            jobs.append(_job(folder, at, {**there.pop(at), **_of_sweep(entry, at, folder)}))
+            jobs.append(_job(folder, at, {**there.pop(at), **entry, "subdir": os.path.relpath(at, folder)}))
             continue
         if place in there:  # by another job
             entry, spare = {**entry, "subdir": str(spare)}, spare + 1
@@ -274,19 +277,14 @@ def _whereabouts(key: tuple[str, ...], place: Path, there: Mapping[Path, Mapping
     return max(same, key=lambda path: str(there[path]["started"]), default=None)
 
 
-def _of_sweep(entry: Mapping[str, Any], at: Path, sweep: Path) -> dict[str, Any]:
-    return {**entry, "subdir": os.path.relpath(at, sweep)}
-
-
 def _job(sweep: Path, folder: Path, record: Mapping[str, Any]) -> Job:
     name = os.path.relpath(folder, sweep) if folder != sweep else folder.name
-    queued = {**record, "launcher": None} if folder == sweep else record
     return Job(
         name=name,
         folder=folder,
         state=record["state"],
         words=tuple(record.get("words", ())),
-        command=again(queued, folder, sweep) if "words" in record else "",
+        command=again(record, folder) if "words" in record else "",
         cwd=record.get("cwd", ""),
         error=record.get("error") or "",
         started=record.get("started"),
@@ -294,22 +292,48 @@ def _job(sweep: Path, folder: Path, record: Mapping[str, Any]) -> Job:
     )
 
 
-def again(record: Mapping[str, Any], folder: Path, sweep: Path) -> str:
+def table(jobs: Sequence[Job]) -> DataFrame:
+    """Return the jobs as they are shown, a row each; words that all of them have are left out."""
+    import pandas as pd
+
+    common = set.intersection(*(set(job.words) for job in jobs)) if len(jobs) > 1 else set()
+    rows = []
+    for job in jobs:
+        words = shlex.join(word for word in job.words if word not in common)
+        since = f"since {job.started}" if job.started else ""
+        took = since if job.seconds is None else f"{job.seconds:.0f} s"
+        rows.append({"job": job.name, "state": job.state, "words": words, "time": took, "why": job.error})
+    return pd.DataFrame(rows)
+
+
+def commands(jobs: Sequence[Job]) -> list[str]:
+    """Return lines to paste: what runs each job again that is neither done nor under way, and where to type it."""
+    lines, here = [], str(Path.cwd())
+    for job in jobs:
+        if job.stuck and job.command:
+            lines += [f"cd {shlex.quote(job.cwd)}"] * (job.cwd != here) + [job.command]
+            here = job.cwd
+    return lines
+
+
+def again(record: Mapping[str, Any], folder: Path) -> str:
     """Return the command that runs a job again into its folder: through the queue, if it came through one.
 
-    record: with the keys words, hydra (Hydra's own overrides), launcher (the name of its class, or None) and subdir.
+    record: with the keys words, hydra (Hydra's own overrides), launcher (the name of its class; None of a single run)
+    and subdir, the end of `folder` below the folder of its sweep.
     """
     words = ["python", "run.py", *record["words"], *record["hydra"]]
     if record["launcher"] in (None, *LOCAL):
         return shlex.join([*words, f"hydra.run.dir={_value(folder.absolute())}"])
-    place = [f"hydra.sweep.dir={_value(sweep.absolute())}", f"hydra.sweep.subdir={_value(record['subdir'])}"]
+    sweep = folder.absolute().parents[len(Path(record["subdir"]).parts) - 1]
+    place = [f"hydra.sweep.dir={_value(sweep)}", f"hydra.sweep.subdir={_value(record['subdir'])}"]
     return shlex.join([*words[:2], "-m", *words[2:], *place])
 
 
 def _value(value: Path | str) -> str:
     """Return a value as Hydra's command line takes it: in quotes, if it has signs that mean something there."""
     text = str(value)
-    if re.fullmatch(r"[\w/.-]+", text):
+    if re.fullmatch(r"[A-Za-z0-9_/.-]+", text):
         return text
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
 
