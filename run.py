@@ -41,7 +41,8 @@ def job(settings: DictConfig) -> None:
 def _words() -> list[str]:
     """Return the overrides of this job that change its configuration."""
     given = HydraConfig.get().overrides
-    return [*given.task, *(word for word in given.hydra if word.startswith("hydra.searchpath="))]
+    task, hydra = map(status.overrides, (given.task, given.hydra))
+    return [*task, *(word for word in hydra if word.startswith("hydra.searchpath="))]
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def _beginning(folder: Path) -> dict[str, Any]:
     config = HydraConfig.get()
     many = config.mode == RunMode.MULTIRUN
     subdir = os.path.relpath(folder, config.sweep.dir) if many else ""
-    record = _entry(config, list(config.overrides.task), subdir) | ({} if many else {"launcher": None})
+    record = _entry(config, overrides(config.overrides.task), subdir) | ({} if many else {"launcher": None})
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return {
         "schema": SCHEMA,
@@ -117,9 +117,15 @@ def _beginning(folder: Path) -> dict[str, Any]:
 
 def _entry(config: Any, words: Sequence[str], subdir: str) -> dict[str, Any]:
     """Return what it takes to run a job again. config: the node `hydra`."""
-    hydra = [word for word in config.overrides.hydra if word.partition("=")[0] not in PLACING]
+    hydra = [word for word in overrides(config.overrides.hydra) if word.partition("=")[0] not in PLACING]
     launcher = str(config.launcher["_target_"]).rpartition(".")[2]
     return {"words": [*words], "hydra": hydra, "launcher": launcher, "subdir": subdir, "cwd": config.runtime.cwd}
+
+
+def overrides(node: Any) -> list[str]:
+    """Return a list of Hydra's overrides as they were typed, references in them still open."""
+    words = OmegaConf.to_container(node, resolve=False)
+    return [str(word) for word in words] if isinstance(words, list) else []
 
 
 def _end(folder: Path, record: Mapping[str, Any], told: str) -> None:
@@ -174,7 +180,10 @@ def _coming(config: DictConfig) -> list[dict[str, Any]]:
     if sweeper["_target_"] != BASIC_SWEEPER:
         return []
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    given = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
+    given = [
+        *(f"{key}={value}" for key, value in (sweeper.params or {}).items()),
+        *overrides(config.hydra.overrides.task),
+    ]
     (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(given), None)
     place = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     pattern = str(place["subdir"]) if isinstance(place, dict) else ""

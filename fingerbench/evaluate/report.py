@@ -92,8 +92,8 @@ def _gather(paths: Sequence[Path]) -> tuple[list[Run], list[status.Job]]:
     """Return the runs at or below `paths`, and the jobs that are not done, whatever an earlier attempt left there."""
     undone = {job.folder.resolve(): job for job in missing(paths)}
     folders = [folder for folder in find(paths) if folder not in undone]
-    for folder in [folder for folder in folders if (folder / status.STATUS).exists()]:
-        undone |= {folder: job for job in status.read(folder) if job.folder == folder and job.state != "done"}
+    told = (job for folder in folders if (folder / status.STATUS).exists() for job in status.read(folder))
+    undone |= {job.folder: job for job in told if job.folder in folders and job.state != "done"}
     found = [load(folder) for folder in folders if folder not in undone]
     if not found:
         raise UserError(f"no run is done; {'; '.join(job.told() for job in undone.values())}")
