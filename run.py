@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fingerbench import config, status
 from fingerbench.errors import BuildError, UserError, writing
-from fingerbench.evaluate import sweep
+from fingerbench.evaluate import loggers, sweep
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -27,10 +27,12 @@ def job(settings: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with status.recorded(folder):
+            loggers.check(settings)
             if "experiment" in settings:
                 perform(settings, _words(), folder)
             else:
                 run(Bench(settings), folder)
+            loggers.log_run(settings, folder)
     except UserError as error:
         logging.getLogger("fingerbench").error("error: %s", error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:

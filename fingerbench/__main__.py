@@ -13,7 +13,7 @@ from typing import Any
 
 from fingerbench.errors import DamagedError, UserError, require, unknown
 
-GROUPS = ("method", "attack", "data", "gan", "evasion", "recipe", "profile", "experiment")
+GROUPS = ("method", "attack", "data", "gan", "evasion", "recipe", "profile", "experiment", "logger")
 LIBRARIES = ("timm", "torchvision")  # of networks
 
 
