@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fingerbench import config
+from fingerbench import config, status
 from fingerbench.errors import BuildError, UserError, writing
-from fingerbench.evaluate import sweep
+from fingerbench.evaluate import loggers, sweep
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -31,10 +31,13 @@ def job(settings: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        if "experiment" in settings:
-            perform(settings, _words(), folder)
-        else:
-            run(Bench(settings), folder)
+        with status.recorded(folder):
+            loggers.check(settings)
+            if "experiment" in settings:
+                perform(settings, _words(), folder)
+            else:
+                run(Bench(settings), folder)
+            loggers.log_run(settings, folder)
     except UserError as error:
         logging.getLogger("fingerbench").error("error: %s", error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -45,7 +48,8 @@ def job(settings: DictConfig) -> None:
 def _words() -> list[str]:
     """Return the overrides of this job that change its configuration."""
     given = HydraConfig.get().overrides
-    return [*given.task, *(word for word in given.hydra if word.startswith("hydra.searchpath="))]
+    task, hydra = map(status.overrides, (given.task, given.hydra))
+    return [*task, *(word for word in hydra if word.startswith("hydra.searchpath="))]
 
 
 def _terminate(_number: int, _frame: object) -> None:
@@ -69,6 +73,9 @@ def main() -> None:
         sweep.finish()
         sys.stderr.write(f"failed; everything finished is kept, and the same command goes on where it was:\n{error}\n")
         sys.exit(1)
+    except Exception:
+        sweep.finish()
+        raise
     except KeyboardInterrupt as error:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
         sys.exit(143 if isinstance(error, TerminatedError) else 130)

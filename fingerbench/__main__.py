@@ -1,4 +1,4 @@
-"""Everything but running: python -m fingerbench list | show | verify | report."""
+"""Everything but running: python -m fingerbench list | show | verify | status | report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from fingerbench.errors import DamagedError, UserError, require, unknown
 
-GROUPS = ("method", "attack", "data", "gan", "evasion", "recipe", "profile", "experiment")
+GROUPS = ("method", "attack", "data", "gan", "evasion", "recipe", "profile", "experiment", "logger")
 LIBRARIES = ("timm", "torchvision")  # of networks
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.command(parsed)
+        return parsed.command(parsed) or 0
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     verifier = commands.add_parser("verify", help="check every byte of what a run would use from the store")
     verifier.add_argument("overrides", **overrides)
     verifier.set_defaults(command=_verify)
+
+    teller = commands.add_parser("status", help="which jobs of a sweep are done, and how to run the others again")
+    teller.add_argument("folder", type=Path, metavar="SWEEP", help="the folder of a sweep, or of one run")
+    teller.add_argument("--json", action="store_true", help="as JSON")
+    teller.set_defaults(command=_status)
 
     reporter = commands.add_parser("report", help="tables and figures of runs, or of experiments, from stored scores")
     reporter.add_argument("what", nargs="+", help="folders of runs; or experiment=NAME, or all, and KEY=VALUE")
@@ -119,6 +124,26 @@ def _verify(parsed: argparse.Namespace) -> None:
     stored = [spec for spec in family(plan).values() if bench.store.has(spec)]
     troubles = [trouble for spec in stored if (trouble := bench.store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    """Tell of each job how it is; returns 0 if all are done, else 1."""
+    from fingerbench import status
+
+    jobs = status.read(parsed.folder)
+    undone = [job for job in jobs if job.state != "done"]
+    if parsed.json:
+        _out(json.dumps([asdict(job) | {"folder": str(job.folder), "seconds": job.seconds} for job in jobs], indent=1))
+        return int(bool(undone))
+    from rich.console import Console
+
+    from fingerbench.evaluate import tables
+
+    if jobs:
+        Console(width=None if sys.stdout.isatty() else 160).print(tables.terminal(status.table(jobs)))
+    lines = [f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done", *status.commands(jobs)]
+    _out("\n".join(lines))
+    return int(bool(undone))
 
 
 def _report(parsed: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fingerbench import status
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
 
@@ -71,18 +72,46 @@ def report(runs: Sequence[Path], out: Path) -> Report:
     """Compare the runs in the folders `runs`, and below them, and write the comparison into the folder `out`.
 
     Files: comparison.csv (unrounded), comparison.md, comparison.tex, figures/comparison.{png,pdf} and
-    figures/aruc_panels.{png,pdf}. UserError: no run, a damaged run, runs that must not be compared, or `out` cannot
-    be written.
+    figures/aruc_panels.{png,pdf}. Where a job of a sweep among `runs` is not done, a note says so, and all captions.
+    UserError: no run, a damaged run, runs that must not be compared, or `out` cannot be written.
     """
-    found = [load(folder) for folder in find(runs)]
+    found, undone = _gather(runs)
     refuse_mixtures(found)
     kept, notes = newest(found)
+    notes += [f"missing: {job.told()}" for job in undone]
     table = comparison(kept)
+    mark = tables.partial(len(undone), len(undone) + len(found), "runs")
     try:
-        files = _write(table, kept, notes, out)
+        files = _write(table, kept, notes, out, mark)
     except OSError as error:
         raise UserError(f"{out}: cannot write the report: {error.strerror}; choose another folder") from error
     return Report(table, tuple(files), tuple(notes))
+
+
+def _gather(paths: Sequence[Path]) -> tuple[list[Run], list[status.Job]]:
+    """Return the runs at or below `paths`, and the jobs that are not done, whatever an earlier attempt left there."""
+    undone = {job.folder.resolve(): job for job in missing(paths)}
+    folders = [folder for folder in find(paths) if folder not in undone]
+    told = (job for folder in folders if (folder / status.STATUS).exists() for job in status.read(folder))
+    undone |= {job.folder: job for job in told if job.folder in folders and job.state != "done"}
+    found = [load(folder) for folder in folders if folder not in undone]
+    if not found:
+        raise UserError(f"no run is done; {'; '.join(job.told() for job in undone.values())}")
+    return found, list(undone.values())
+
+
+def missing(paths: Iterable[Path]) -> list[status.Job]:
+    """Return the jobs of the sweeps and runs `paths` that are not done; UserError if all jobs of one are not."""
+    undone = []
+    for path in paths:
+        if any((path / name).exists() for name in (status.SWEEP, status.STATUS)):
+            jobs = status.read(path)
+            lacking = [job for job in jobs if job.state != "done"]
+            if jobs and len(lacking) == len(jobs):
+                told = f"none of its {len(jobs)} runs is done" if len(jobs) > 1 else f"its run is {jobs[0].state}"
+                raise UserError(f"{path}: {told}; python -m fingerbench status {path} says why, and how to go on")
+            undone += lacking
+    return undone
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
@@ -237,7 +266,7 @@ def _mean_row(runs: Sequence[Run]) -> dict[str, Any]:
     return {"method": rows[0]["method"], "seed": "mean", **mean}
 
 
-def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Path) -> list[Path]:
+def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Path, mark: str) -> list[Path]:
     caption = _caption(runs)
     titles = (
         f"{caption}. In brackets 95 % bootstrap intervals; 8-bit: change of ARUC where suspects receive the queries "
@@ -245,7 +274,8 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
         f"Matching-rate margins, mean over each family; {caption}.",
         f"{tables.COSTS_NOTE} {caption}.",
     )
-    shown = list(zip(titles, tables.comparison_tables(table), ("comparison", "margins", "costs"), strict=True))
+    marked = [f"{mark} {title}".lstrip() for title in titles]
+    shown = list(zip(marked, tables.comparison_tables(table), ("comparison", "margins", "costs"), strict=True))
     files = [out / f"comparison.{suffix}" for suffix in ("csv", "md", "tex")]
     lines = ["# Comparison", *(part for title, frame, _ in shown for part in (title, tables.markdown(frame)))]
     lines += [f"Note: {note}" for note in notes]
@@ -256,9 +286,14 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
     files[2].write_text(latex, encoding="utf-8")
     best = summaries(table)
     panels = {m: [run.scores for run in runs if run.row["method"] == m] for m in best["method"]}
-    figure = plots.comparison_figure(best, table[table["seed"] != "mean"], caption)
-    files += plots.save(figure, out / "figures" / "comparison")
-    return files + plots.save(plots.aruc_panels(panels, caption), out / "figures" / "aruc_panels")
+    figures = {
+        "comparison": plots.comparison_figure(best, table[table["seed"] != "mean"], caption),
+        "aruc_panels": plots.aruc_panels(panels, caption),
+    }
+    for name, figure in figures.items():
+        plots.stamp(figure, mark)
+        files += plots.save(figure, out / "figures" / name)
+    return files
 
 
 def _caption(runs: Sequence[Run]) -> str:
