@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from fingerbench.bench import Bench
 from fingerbench.errors import DamagedError, UserError
+from fingerbench.seeds import fix_order
 from fingerbench.store import Spec
 from fingerbench.workshop import Workshop, peak_memory
 
@@ -36,7 +37,7 @@ def main() -> None:
     settings = OmegaConf.create(json.loads(sys.stdin.readline()))
     specs = _listen()
     torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.benchmark = True  # shapes hardly change; on a CPU it does nothing
+    fix_order(settings.deterministic)
     bench = Bench(settings)
     while True:
         reply = _attempt(bench, specs.get())
