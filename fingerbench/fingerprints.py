@@ -13,9 +13,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, one_line
 from fingerbench.records import Fingerprint
-from fingerbench.untrusted import content, one_line, parse_json, parse_tensors
+from fingerbench.untrusted import content, parse_json, parse_tensors
 
 SCHEMA = 1
 METADATA = "fingerbench"  # one key, since safetensors writes several in no fixed order

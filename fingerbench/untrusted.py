@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-LONGEST = 200  # characters of a stranger's text that an error repeats
+from fingerbench.errors import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What safetensors and PyTorch say to a header that promises what cannot be.
 _MALFORMED = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AssertionError)
@@ -37,20 +38,14 @@ def parse_json(text: bytes) -> Any:
 
 def parse_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file by name, and its metadata. ValueError: it is none."""
+    import safetensors.torch
+
     try:
         tensors = safetensors.torch.load(data)
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tensors, header.get("__metadata__") or {}
     except _MALFORMED as error:
         raise ValueError(f"no safetensors: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line that is not long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in text)
-    text = f"no {text}" if isinstance(error, KeyError) else text
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _refuse(constant: str) -> NoReturn:

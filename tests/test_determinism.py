@@ -34,7 +34,7 @@ def test_the_number_of_workers_changes_no_byte(tmp_path):
 def test_neither_workers_nor_the_switch_change_a_byte_of_the_tiny_zoo(tmp_path):
     choices = ["jobs=1", "jobs=2", "jobs=4", "deterministic=true"]
     words = ["method=naturalfinger", "attack=all", "gan.steps=20", "method.epochs=2"]
-    first, *others = (results(tmp_path / choice, *words, choice) for choice in choices)
+    first, *others = (results(tmp_path / str(i), *words, choice) for i, choice in enumerate(choices))
     assert len(first[1]) > 100 and {kind for kind, _, _ in first[1]} >= {"gan", "fid"}
     for choice, other in zip(choices[1:], others, strict=True):
         assert other == first, choice

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, one_line
 from fingerbench.evaluate import metrics, plots, tables
-from fingerbench.untrusted import content, one_line, parse_json
+from fingerbench.untrusted import content, parse_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fingerbench.errors import UserError, writing
+from fingerbench.errors import UserError, one_line, writing
 from fingerbench.records import Gan, Images
-from fingerbench.untrusted import one_line
 
 log = logging.getLogger(__name__)
 
