@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import struct
 
@@ -19,6 +20,7 @@ from test_report import scores, write
 from test_store import TENSORS, Toy
 
 import fingerbench as fb
+from fingerbench.data.cifar10 import Cifar10
 from fingerbench.errors import DamagedError, UserError
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.report import COLUMNS, comparison, load, read_scores, report
@@ -366,6 +368,16 @@ def test_a_checkpoint_with_code_in_it_is_refused_without_running_it(tmp_path):
     assert str(error.value).isprintable() and not (tmp_path / "ran").exists()
     torch.load(file, weights_only=False)  # the trap works
     assert (tmp_path / "ran").exists()
+
+
+def test_a_cifar_archive_with_code_in_it_is_refused_without_running_it(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(pickle.dumps(Dropper(tmp_path)))
+    with pytest.raises(UserError, match="found damaged data_batch_1"):  # torchvision compares the md5 sums first
+        Cifar10(str(tmp_path)).load()
+    assert not (tmp_path / "ran").exists()
 
 
 SOURCES = [
