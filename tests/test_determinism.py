@@ -7,11 +7,16 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, UNREPEATABLE, Recorder
+from torch.nn import functional as F
 
 import fingerbench as fb
+from fingerbench import config
 from fingerbench.errors import UserError
+from fingerbench.nets import NETWORKS
+from fingerbench.records import Images
 from fingerbench.store import Spec
+from fingerbench.transforms import shear
 
 FEW = ["attack=[source,noise]", "attack.noise.variants=['1','5']", "zoo.training.epochs=1", "zoo.tuning.epochs=1"]
 
@@ -75,3 +80,28 @@ def test_the_switch_is_no_part_of_a_key():
 def test_the_switch_is_true_or_false(tmp_path):
     with pytest.raises(UserError, match="deterministic: expected true or false; got 'sometimes'"):
         fb.open(f"store={tmp_path}", "deterministic=sometimes").build([])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_gpu_can_repeat_the_training_of_a_network(name):
+    model = fb.network(name, classes=3, width=1 / 8, shape=(3, 32, 32)).train()
+    with Recorder() as ran:
+        F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
+    assert any(op.startswith(("convolution_backward", "mm")) for op in ran.names) and not ran.names & UNREPEATABLE
+
+
+@pytest.mark.parametrize("name", config.options("gan"))
+def test_a_gpu_can_repeat_the_training_of_a_gan(name):
+    gan = config.build(config.compose([f"gan={name}", "gan.width=0.03125", "gan.steps=1", "gan.batch=4"]).gan)
+    images = Images(torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2)
+    with Recorder() as ran:
+        gan.train(images, 2, torch.Generator(), torch.device("cpu"))
+    assert "convolution_backward" in ran.names and not ran.names & UNREPEATABLE
+
+
+def test_the_recorder_finds_what_a_gpu_cannot_repeat():
+    x = torch.rand(1, 1, 4, 4, requires_grad=True)
+    with Recorder() as ran:
+        (F.pad(x, (1, 1, 1, 1), mode="reflect").sum() + shear(x, 0.1, 0.2).sum()).backward()
+        x.median(0)
+    assert ran.names & UNREPEATABLE == {"reflection_pad2d_backward", "grid_sampler_2d_backward", "median"}
