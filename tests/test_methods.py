@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import UNREPEATABLE, Recorder
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from fingerbench import config
+from fingerbench import config, transforms
 from fingerbench.api import Fingerprinter
 from fingerbench.gans.train import Hinge
 from fingerbench.ops import predict
@@ -223,3 +224,11 @@ def test_any_suspect_scores_between_0_and_1(method, fingerprint, suspect):
 
 def test_one_query_can_be_asked_for(method, toy):
     assert len(method.fingerprint(toy(method.needs, budget=1))) == 1
+
+
+def test_a_gpu_can_repeat_what_a_method_computes(method, toy, monkeypatch):
+    monkeypatch.setattr(transforms, "_must_repeat", lambda x: True)
+    with Recorder() as ran:
+        method.fingerprint(toy(method.needs))
+    assert "mm" in ran.names or "addmm" in ran.names
+    assert not ran.names & (UNREPEATABLE - {"_adaptive_avg_pool2d_backward"})  # of the toy models, and none of ours

@@ -8,13 +8,14 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fingerbench.errors import UserError, writing
+from fingerbench.errors import UserError, one_line, writing
 from fingerbench.records import Gan, Images
 
 log = logging.getLogger(__name__)
@@ -242,6 +243,8 @@ def _resume(path: Path, state: dict[str, Any], generator: torch.Generator) -> in
         generator.set_state(content["random"])
         step = int(content["step"])
     except Exception as error:  # whatever is wrong with it, the remedy is one
-        raise UserError(f"cannot go on from the checkpoint {path}: {error}; delete it to start over") from error
+        # PyTorch's advice would be to load it with pickle.
+        why = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else one_line(error)
+        raise UserError(f"cannot go on from the checkpoint {path}: {why}; delete it to start over") from error
     log.info("going on after step %d, from %s", step, path)
     return step
