@@ -1,4 +1,4 @@
-"""Everything but running: python -m fingerbench list | show | verify | report."""
+"""Everything but running: python -m fingerbench list | show | verify | report | gc | du | export | import | check."""
 
 from __future__ import annotations
 
@@ -59,7 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     reporter.add_argument("--html", type=Path, metavar="FILE", help="of experiments: one page, instead of --out")
     reporter.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     reporter.set_defaults(command=_report)
+    _add_housekeeping(commands, overrides)
     return parser
+
+
+def _add_housekeeping(commands: Any, overrides: dict[str, Any]) -> None:
+    collector = commands.add_parser("gc", help="what may go of the store: temporary files, unreferenced artefacts")
+    collector.add_argument("overrides", **overrides)
+    text = "a folder of runs, or words of run.py; then artefacts that nothing so kept needs may go too"
+    collector.add_argument("--keep", action="append", default=[], metavar="WORDS", help=text)
+    collector.add_argument("--delete", action="store_true", help="delete it; without this nothing is")
+    collector.set_defaults(command=_gc)
+
+    sizer = commands.add_parser("du", help="how large what in the store is")
+    sizer.add_argument("overrides", **overrides)
+    sizer.add_argument("--json", action="store_true", help="as JSON")
+    sizer.set_defaults(command=_du)
 
 
 def _list(parsed: argparse.Namespace) -> None:
@@ -107,17 +122,13 @@ def _show(parsed: argparse.Namespace) -> None:
 
 
 def _verify(parsed: argparse.Namespace) -> None:
-    from fingerbench import config
     from fingerbench.bench import open as open_bench
-    from fingerbench.evaluate import experiment, gates
+    from fingerbench.housekeeping import plan
     from fingerbench.store import family
 
-    settings = config.compose(parsed.overrides)
-    bench = open_bench(*parsed.overrides)
-    of_run = "experiment" not in settings
-    plan = [*bench.plan(), *gates.plan(bench)] if of_run else experiment.plan(settings, parsed.overrides)
-    stored = [spec for spec in family(plan).values() if bench.store.has(spec)]
-    troubles = [trouble for spec in stored if (trouble := bench.store.verify(spec))]
+    store = open_bench(*parsed.overrides).store
+    stored = [spec for spec in family(plan(parsed.overrides)).values() if store.has(spec)]
+    troubles = [trouble for spec in stored if (trouble := store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
 
 
@@ -156,6 +167,40 @@ def _report_experiments(parsed: argparse.Namespace) -> None:
             experiment.show(page)
     missing = [f"not drawn: {page.name}, {len(page.missing)} of {page.cells} cells are missing" for page in undrawn]
     _out("\n".join([*missing, f"tables and figures: {parsed.html or parsed.out}"]))
+
+
+def _gc(parsed: argparse.Namespace) -> None:
+    from fingerbench import housekeeping
+    from fingerbench.bench import open as open_bench
+
+    store = open_bench(*parsed.overrides).store
+    items = housekeeping.collect(store, parsed.keep, parsed.overrides)
+    if parsed.delete:
+        items = housekeeping.remove(store, items)
+    lines = [f"{housekeeping.size(item.bytes):>10}  {item.why}: {item.path}" for item in items if item.bytes]
+    rows = housekeeping.totals(items)
+    lines += [_row(row["bytes"], row["count"], row["why"]) for row in rows]
+    total = f"{len(items)} things, {housekeeping.size(sum(item.bytes for item in items))}, of {store.root}"
+    _out("\n".join([*lines, f"deleted {total}" if parsed.delete else f"--delete would delete {total}"]))
+
+
+def _du(parsed: argparse.Namespace) -> None:
+    from fingerbench import housekeeping
+    from fingerbench.bench import open as open_bench
+
+    usage = housekeeping.usage(open_bench(*parsed.overrides).store)
+    if parsed.json:
+        _out(json.dumps(usage, indent=1))
+        return
+    lines = [_row(row["bytes"], row["count"], f"{row['kind']:<12} {row['family']}") for row in usage["artefacts"]]
+    lines += [_row(row["bytes"], row["count"], f"{'temporary':<12} {row['why']}") for row in usage["temporary"]]
+    _out("\n".join([*lines, f"{housekeeping.size(usage['bytes'])} in {usage['store']}"]))
+
+
+def _row(size: int, count: int, text: str) -> str:
+    from fingerbench.housekeeping import size as readable
+
+    return f"{readable(size):>10} {count:>6}  {text}"
 
 
 def _out(text: str) -> None:

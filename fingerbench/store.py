@@ -83,6 +83,13 @@ class Spec:
         raise NotImplementedError
 
 
+class Stored(Spec):
+    """An artefact known by its place in a store alone: for who looks after one, whatever made what is in it."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        self.__dict__.update(kind=kind, key=key)  # what a spec derives from its fields; this one has none
+
+
 def family(specs: Iterable[Spec]) -> dict[str, Spec]:
     """Return `specs` and everything they need, by key."""
     known: dict[str, Spec] = {}
@@ -179,6 +186,15 @@ class Store:
     def facts(self, spec: Spec) -> dict[str, Any]:
         """Read the facts noted about an artefact, without its tensors."""
         return self._record(spec)["facts"]
+
+    def record(self, spec: Spec) -> dict[str, Any]:
+        """Read the record of an artefact, without its checksum of itself; raises as `load` does."""
+        return self._record(spec)
+
+    def adopt(self, spec: Spec, folder: Path) -> None:
+        """Publish a folder, on the file system of the store, that holds the files of an artefact."""
+        with writing(self.root, "store"):
+            self._publish(folder, self.path(spec))
 
     def verify(self, spec: Spec) -> str | None:
         """Check a stored artefact; a damaged one is set aside. Returns what was wrong, or None."""
