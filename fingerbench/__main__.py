@@ -20,7 +20,7 @@ LIBRARIES = ("timm", "torchvision")  # of networks
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     try:
         parsed.command(parsed)
     except UserError as error:
@@ -32,6 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader, such as head, has seen enough
     return 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; KEY=VALUE may also follow options, which argparse alone does not take."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if "overrides" in parsed:
+        parsed.overrides += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +87,19 @@ def _add_housekeeping(commands: Any, overrides: dict[str, Any]) -> None:
     sizer.add_argument("overrides", **overrides)
     sizer.add_argument("--json", action="store_true", help="as JSON")
     sizer.set_defaults(command=_du)
+
+    exporter = commands.add_parser(
+        "export", help="a zoo, or one model of it, from the store into a folder, with a card"
+    )
+    exporter.add_argument("target", help="an empty or new folder; or hf://USER/REPO, uploaded privately")
+    exporter.add_argument("overrides", **overrides)
+    exporter.add_argument("--model", metavar="NAME", help="of a suspect, such as prune/0.9; default: the whole zoo")
+    exporter.set_defaults(command=_export)
+
+    importer = commands.add_parser("import", help="what `export` wrote, checked to the last byte, into the store")
+    importer.add_argument("source", help="a folder; or hf://USER/REPO[@REVISION]")
+    importer.add_argument("overrides", **overrides)
+    importer.set_defaults(command=_import)
 
 
 def _list(parsed: argparse.Namespace) -> None:
@@ -195,6 +220,28 @@ def _du(parsed: argparse.Namespace) -> None:
     lines = [_row(row["bytes"], row["count"], f"{row['kind']:<12} {row['family']}") for row in usage["artefacts"]]
     lines += [_row(row["bytes"], row["count"], f"{'temporary':<12} {row['why']}") for row in usage["temporary"]]
     _out("\n".join([*lines, f"{housekeeping.size(usage['bytes'])} in {usage['store']}"]))
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from fingerbench.bench import open as open_bench
+    from fingerbench.exchange import export_to
+    from fingerbench.progress import plural
+
+    counts: dict[str, int] = {}
+    for spec in export_to(open_bench(*parsed.overrides), parsed.target, parsed.model):
+        counts[spec.kind] = counts.get(spec.kind, 0) + 1
+    stock = ", ".join(f"{count} {plural(kind) if count > 1 else kind}" for kind, count in counts.items())
+    _out(f"exported {stock}, with a card: {parsed.target}")
+
+
+def _import(parsed: argparse.Namespace) -> None:
+    from fingerbench.bench import open as open_bench
+    from fingerbench.exchange import import_from
+
+    store = open_bench(*parsed.overrides).store
+    done = import_from(store, parsed.source)
+    lines = [f"added {name}" for name in done.added]
+    _out("\n".join([*lines, f"added {len(done.added)}, found {len(done.kept)} already there: {store.root}"]))
 
 
 def _row(size: int, count: int, text: str) -> str:

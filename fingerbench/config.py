@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fingerbench.errors import UserError, require, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-RESERVED = ("name", "constants")  # keys of a method or data file that describe it and are no constructor arguments
+# Keys of a method or data file that describe it and are no constructor arguments.
+RESERVED = ("name", "licence", "constants")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

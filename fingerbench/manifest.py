@@ -24,11 +24,16 @@ def manifest(**parts: Any) -> dict[str, Any]:
         "schema": SCHEMA,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "git": git_state(Path(__file__).resolve().parents[1]),
         "hardware": hardware(),
         **parts,
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of PACKAGES, None of one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

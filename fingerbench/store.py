@@ -60,8 +60,7 @@ class Spec:
     @cached_property
     def key(self) -> str:
         """The sha256 of this description, in which each parent stands as its own key."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return key_of(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """Return the description as plain data."""
@@ -81,6 +80,12 @@ class Spec:
     def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make the artefact: its tensors, and plain facts for the record."""
         raise NotImplementedError
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """Return the key of what `identity` describes, as `Spec.identity` gives it and the record of an artefact has it."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Stored(Spec):
