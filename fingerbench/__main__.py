@@ -101,6 +101,11 @@ def _add_housekeeping(commands: Any, overrides: dict[str, Any]) -> None:
     importer.add_argument("overrides", **overrides)
     importer.set_defaults(command=_import)
 
+    checker = commands.add_parser("check", help="is a method sound? Runs its file: check only what you trust")
+    checker.add_argument("file", type=Path, help="methods/NAME.py or conf/method/NAME.yaml")
+    checker.add_argument("overrides", **overrides)
+    checker.set_defaults(command=_check)
+
 
 def _list(parsed: argparse.Namespace) -> None:
     rows = _rows(parsed.what, parsed.overrides)
@@ -242,6 +247,17 @@ def _import(parsed: argparse.Namespace) -> None:
     done = import_from(store, parsed.source)
     lines = [f"added {name}" for name in done.added]
     _out("\n".join([*lines, f"added {len(done.added)}, found {len(done.kept)} already there: {store.root}"]))
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    from fingerbench.check import examine
+
+    _out(f"running {parsed.file}, as run.py would: check only what you trust")
+    found = examine(parsed.file, parsed.overrides)
+    _out("\n".join(f"{name}: {line}" for name, lines in found.items() for line in lines or ["sound"]))
+    count = sum(map(len, found.values()))
+    if count:
+        raise UserError(f"{parsed.file}: not sound, {count} finding{'s' * (count > 1)}; see fingerbench/api.py")
 
 
 def _row(size: int, count: int, text: str) -> str:
