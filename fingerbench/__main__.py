@@ -246,7 +246,7 @@ def _import(parsed: argparse.Namespace) -> None:
     store = open_bench(*parsed.overrides).store
     done = import_from(store, parsed.source)
     lines = [f"added {name}" for name in done.added]
-    _out("\n".join([*lines, f"added {len(done.added)}, found {len(done.kept)} already there: {store.root}"]))
+    _out("\n".join([*lines, f"added {len(done.added)}, found {done.kept} already there: {store.root}"]))
 
 
 def _check(parsed: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ contract test of this project holds every method of `conf/method` to the same.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import pickle
@@ -98,6 +99,7 @@ def _trained(data: Images, seed: int, model: nn.Module | None = None, steps: int
             adam.zero_grad()
             F.cross_entropy(model(data.pixels()[rows]), data.y[rows]).backward()
             adam.step()
+    model.zero_grad()
     return model.eval().requires_grad_(False)
 
 
@@ -155,13 +157,18 @@ def world() -> World:
 
 @dataclass(frozen=True)
 class Trial:
-    """A method in the toy world, with the fingerprint that it makes of seed 0."""
+    """A method in a toy world of its own, with the fingerprint that it makes of seed 0."""
 
     method: Any
 
+    @cached_property
+    def world(self) -> World:
+        """A copy: a method that changes what it is given must neither go unnoticed nor disturb the next."""
+        return copy.deepcopy(world())
+
     def setting(self, seed: int = 0, budget: int = BUDGET) -> Setting:
         """Return what the method is given."""
-        return world().setting(self.method.needs, seed, budget)
+        return self.world.setting(self.method.needs, seed, budget)
 
     def made(self, seed: int = 0, budget: int = BUDGET) -> Fingerprint:
         """Return a fingerprint, made anew."""
@@ -270,7 +277,7 @@ def touches_nothing(trial: Trial) -> Iterator[str]:
     """The seed decides alone, and models, images and global random states stay as they were."""
     first, setting = trial.fingerprint, trial.setting()
     with seeded(11):  # a method that draws from a global generator gives other queries now
-        before = _reachable(setting)
+        before = _reachable(world().setting(trial.method.needs))
         again = trial.method.fingerprint(setting)
         after = _reachable(setting)
     for what, tensors in before.items():
@@ -311,7 +318,7 @@ def varies_with_the_seed(trial: Trial) -> Iterator[str]:
 
 def knows_its_source(trial: Trial) -> Iterator[str]:
     """The source's own answers give 1 to a method that reads labels."""
-    score = trial.score(world().source)
+    score = trial.score(trial.world.source)
     if trial.method.access == "label" and score != 1:
         yield f"similarity: {score} to the source's own answers, expected 1; keep the source's labels of the queries"
 
@@ -319,7 +326,7 @@ def knows_its_source(trial: Trial) -> Iterator[str]:
 def scores_anyone(trial: Trial) -> Iterator[str]:
     """Any suspect gets a float in [0, 1], the same each time, and the fingerprint stays as it was."""
     with seeded(7):
-        suspects = {"the source": world().source, "a constant": Constant(), "an untrained one": convnet().eval()}
+        suspects = {"the source": trial.world.source, "a constant": Constant(), "an untrained one": convnet().eval()}
     before = {name: tensor.clone() for name, tensor in trial.fingerprint.tensors()}
     for who, suspect in suspects.items():
         score = trial.score(suspect)

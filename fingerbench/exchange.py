@@ -48,10 +48,10 @@ MALFORMED = (
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import brought, as "KIND LABEL", and what was there already."""
+    """What an import brought, each as "KIND LABEL", and how many artefacts were there already."""
 
     added: tuple[str, ...]
-    kept: tuple[str, ...]
+    kept: int
 
 
 def chosen(bench: Bench, model: str | None = None) -> list[Spec]:
@@ -176,11 +176,7 @@ def _import_folder(store: Store, source: Path, named: str = "") -> Imported:
                 store.adopt(spec, draft / spec.kind / spec.key)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    kept = [spec for spec in specs if spec.key not in labels]
-    return Imported(
-        tuple(f"{spec.kind} {labels[spec.key]}" for spec in new),
-        tuple(f"{spec.kind} {store.record(spec)['label']}" for spec in kept),
-    )
+    return Imported(tuple(f"{spec.kind} {labels[spec.key]}" for spec in new), len(specs) - len(new))
 
 
 def _read_index(path: Path, named: str) -> bytes:

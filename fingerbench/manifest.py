@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 SCHEMA = 1
 PACKAGES = ("fingerbench", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pandas", "scikit-learn")
 
@@ -51,6 +49,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def hardware() -> dict[str, Any]:
     """Return what the run could compute on."""
+    import torch
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fingerbench.errors import UserError
+from fingerbench import manifest as manifests
+from fingerbench.errors import UserError, require_schema
 from fingerbench.evaluate import metrics, plots, tables
 
 if TYPE_CHECKING:
@@ -104,7 +105,10 @@ def load(folder: Path) -> Run:
     scores = read_scores(folder / "scores.csv")
     results, manifest = _read_json(folder / "metrics.json"), _read_json(folder / "manifest.json")
     positive, negative = metrics.sides(scores)
+    remedy = "make the report with that version, or leave the folder out"
     try:
+        schema = results.get("schema", metrics.SCHEMA)
+        require_schema(folder / "metrics.json", schema, metrics.SCHEMA, remedy)
         row = _row(scores, results)
         same = results["n"] == {"positives": len(positive), "negatives": len(negative)}
         same &= bool(np.isclose(row["aruc"], metrics.aruc(positive, negative), rtol=0, atol=1e-9, equal_nan=True))
@@ -113,6 +117,8 @@ def load(folder: Path) -> Run:
     if not same:
         raise _damaged(folder / "metrics.json", "not the metrics of scores.csv beside it")
     try:
+        schema = manifest.get("schema", manifests.SCHEMA)
+        require_schema(folder / "manifest.json", schema, manifests.SCHEMA, remedy)
         time = datetime.datetime.fromisoformat(manifest["time"])
         models = manifest.get("store", {}).get("suspects")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
