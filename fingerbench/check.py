@@ -181,11 +181,16 @@ class Trial:
         """The fingerprint of seed 0."""
         return self.made()
 
+    @cached_property
+    def judged(self) -> Fingerprint:
+        """A copy of it, for `similarity`, which must not change it."""
+        return copy.deepcopy(self.fingerprint)
+
     def score(self, model: nn.Module) -> Any:
         """Return how much the method says that `model` resembles the source."""
         outputs = predict(model, self.fingerprint.queries)
         answers = TASK.label(outputs) if self.method.access == "label" else TASK.answer(outputs)
-        return self.method.similarity(self.fingerprint, answers)
+        return self.method.similarity(self.judged, answers)
 
 
 Check = Callable[[Trial], Iterator[str]]
@@ -327,14 +332,14 @@ def scores_anyone(trial: Trial) -> Iterator[str]:
     """Any suspect gets a float in [0, 1], the same each time, and the fingerprint stays as it was."""
     with seeded(7):
         suspects = {"the source": trial.world.source, "a constant": Constant(), "an untrained one": convnet().eval()}
-    before = {name: tensor.clone() for name, tensor in trial.fingerprint.tensors()}
     for who, suspect in suspects.items():
         score = trial.score(suspect)
         if not isinstance(score, float) or not 0 <= score <= 1:
             yield f"similarity: expected a float in [0, 1] of {who}, got {score!r}"
         elif trial.score(suspect) != score:
             yield f"similarity: the same answers of {who} give another score; it must not draw, nor remember"
-    if not all(torch.equal(before[name], tensor) for name, tensor in trial.fingerprint.tensors()):
+    judged = dict(trial.judged.tensors())
+    if not all(torch.equal(judged[name], tensor) for name, tensor in trial.fingerprint.tensors()):
         yield "similarity changes the fingerprint; work on copies"
 
 
