@@ -13,11 +13,13 @@ artefact goes while any lock of the store is held.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,8 +30,11 @@ from typing import Any
 from fingerbench.errors import DamagedError, UserError, require, require_schema, writing
 from fingerbench.store import RECORD, Spec, Store, Stored
 
-RESERVED = ("checkpoints", "damaged", "drafts", "locks")  # folders of a store that are no kind of artefact
+log = logging.getLogger(__name__)
+
+RESERVED = ("checkpoints", "damaged", "data", "drafts", "locks")  # folders of a store that are no kind of artefact
 KEY = re.compile(r"[0-9a-f]{64}")
+LONGER = 1.2  # times the duration of a lease, after which one that nobody renewed is nobody's
 MEASURED = ("accuracy", "agreement", "fid", "response")  # kinds that go with what they were measured of
 INCOMPLETE, UNREFERENCED = "artefact without a record", "unreferenced"
 
@@ -149,17 +154,26 @@ def _checkpoint(store: Store, path: Path) -> str | None:
     return "checkpoint of a finished artefact" if finished and path.suffix == ".pt" else None
 
 
-def held_keys(store: Store) -> list[str]:
-    """Return the keys whose locks are held, or may be: what a store with other locks left cannot be told."""
-    keys = {match[0]: path for path in _listed(store.root / "locks") if (match := KEY.match(path.name))}
-    return [key for key, path in keys.items() if _held(store, key, path)]
+def held_keys(store: Store) -> dict[str, Path]:
+    """Return the keys whose locks somebody holds, each with the file of the lock, whichever kind of lock it is.
+
+    Whether a lease is renewed shows after a while, which this waits, if there are any.
+    """
+    files = [path for path in _listed(store.root / "locks") if KEY.match(path.name)]
+    held = [path for path in files if path.suffix != ".lease" and not _free(store, path, "flock")]
+    leases = Store(store.root, "lease", store.lease_s)  # one, since it remembers what it saw
+    doubtful = [path for path in files if path.suffix == ".lease" and not _free(leases, path, "lease")]
+    if doubtful:
+        log.info("looking for %.0f s which of %d leases are renewed", LONGER * store.lease_s, len(doubtful))
+        time.sleep(LONGER * store.lease_s)
+        held += [path for path in doubtful if not _free(leases, path, "lease")]
+    return {path.name[:64]: path for path in held}
 
 
-def _held(store: Store, key: str, path: Path) -> bool:
-    if path.suffix != ".lock":
-        return True
-    with store.claim(Stored("", key)) as mine:
-        return not mine
+def _free(store: Store, path: Path, locks: str) -> bool:
+    looking = store if store.locks == locks else Store(store.root, locks)
+    with looking.claim(Stored("", path.name[:64])) as mine:
+        return mine
 
 
 def collect(store: Store, kept: Sequence[str] = (), words: Sequence[str] = ()) -> list[Item]:
@@ -309,8 +323,8 @@ def remove(store: Store, items: Iterable[Item]) -> list[Item]:
     busy = held_keys(store)
     if busy and any(item.why.startswith(UNREFERENCED) for item in items):
         raise UserError(
-            f"{len(busy)} locks of the store {store.root} are held: something is being made, and what that reads must "
-            "stay; run gc again when it is done, or without --keep; nothing was deleted"
+            f"something is being made, and what that reads must stay: held in the store are {len(busy)} locks, such as "
+            f"{next(iter(busy.values()))}; run gc again when it is done, or without --keep; nothing was deleted"
         )
     with writing(store.root, "store"):
         for item in items:

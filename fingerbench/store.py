@@ -27,7 +27,7 @@ import torch
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from torch import Tensor
 
-from fingerbench.errors import DamagedError, UserError, unknown, writing
+from fingerbench.errors import DamagedError, UserError, require_schema, unknown, writing
 
 if TYPE_CHECKING:
     from fingerbench.cost import Sizes, Work
@@ -249,12 +249,14 @@ class Store:
         text = json.dumps(settings, sort_keys=True)
         place = self.root / "data" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         try:
-            known = json.loads(place.read_bytes())["sha256"]
+            note = json.loads(place.read_bytes())
+            known, schema = note["sha256"], note["schema"]
         except (FileNotFoundError, NotADirectoryError):
             self._note(place, {"schema": SCHEMA, "name": name, "settings": settings, "sha256": sha256})
             return
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{place} is damaged; delete it, it is made again") from None
+        require_schema(place, schema, SCHEMA, "choose another store with store=DIR")
         if known != sha256:
             raise UserError(
                 f"data={name}: its files changed since the store {self.root} was begun: expected sha256 {known}, got "

@@ -80,13 +80,13 @@ def litter(store):
 
 
 class Holder:
-    """Another process that holds the lock of a spec."""
+    """Another process that holds the lock of a spec, of the kind that the store has."""
 
     def __init__(self, store, spec):
         code = f"""
 import sys
 from fingerbench.store import Store, Stored
-with Store({str(store.root)!r}).claim(Stored("", {spec.key!r})) as mine:
+with Store({str(store.root)!r}, {store.locks!r}, {store.lease_s}).claim(Stored("", {spec.key!r})) as mine:
     print(mine, flush=True)
     sys.stdin.read()
 """
@@ -141,11 +141,21 @@ def test_what_a_live_process_holds_is_not_collected(store):
     assert paths(housekeeping.collect(store)) == held
 
 
-def test_locks_of_another_kind_count_as_held(store):
+@pytest.mark.parametrize("locks", ["flock", "lease"])
+def test_leases_are_watched_until_they_have_run_out(store, locks):
+    """Whatever kind of lock the store has now, and whatever kind is in it."""
     draft = put(store.root / "drafts" / f"{OTHER.key}-1" / RECORD).parent
-    assert paths(housekeeping.temporary(store)) == {draft}
-    put(store.root / "locks" / f"{OTHER.key}.lease")
-    assert housekeeping.temporary(store) == []
+    stray = put(store.root / "locks" / f"{YOUNG.key}.lock", b"")
+    looking = Store(store.root, locks, lease_s=1.0)
+    with Holder(Store(store.root, "lease", lease_s=1.0), OTHER) as holder:
+        assert paths(housekeeping.temporary(looking)) == {stray}
+        with pytest.raises(UserError, match=f"{OTHER.key}.lease"):
+            housekeeping.remove(looking, housekeeping.unreferenced(store, {OLD.key}))
+        holder.process.kill()
+        holder.process.wait()
+        assert paths(housekeeping.temporary(looking)) == {draft, stray}
+    assert paths(housekeeping.remove(looking, housekeeping.temporary(looking))) == {draft, stray}
+    assert not any((store.root / "locks").iterdir())
 
 
 def test_an_artefact_that_got_its_record_meanwhile_stays(store):
@@ -204,7 +214,7 @@ def test_no_artefact_goes_while_something_is_being_made(store, tmp_path, capsys)
     runs = manifest(tmp_path / "runs", store={"suspects": {"prune/0.5": YOUNG.key}})
     with Holder(store, Toy(7.0)):
         assert main(["gc", f"store={store.root}", "--keep", str(runs), "--delete"]) == 2
-    assert "1 locks" in capsys.readouterr().err and store.has(OTHER)
+    assert "1 locks, such as" in capsys.readouterr().err and store.has(OTHER)
 
 
 def test_keeping_nothing_that_is_there_is_refused(store, tmp_path, capsys):
