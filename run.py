@@ -61,7 +61,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here, instead of Hydra's shortened traceback
     try:
-        if not {"--help", "-h", "--hydra-help"} & set(sys.argv):
+        if not {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(sys.argv):
             config.check(sys.argv[1:])
         with writing(Path("runs"), "hydra.run.dir"):
             job()

@@ -22,7 +22,8 @@ from yaml import YAMLError
 from fingerbench.errors import UserError, one_line, require, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-RESERVED = ("name", "constants")  # keys of a method or data file that describe it and are no constructor arguments
+# Keys of a method or data file that describe it and are no constructor arguments.
+RESERVED = ("name", "licence", "constants")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

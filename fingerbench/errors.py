@@ -48,6 +48,14 @@ def require(condition: bool, what: str, expected: str, got: object) -> None:
         raise UserError(f"{what}: expected {expected}; got {got!r}")
 
 
+def require_schema(what: object, found: object, known: int, remedy: str) -> None:
+    """Raise a UserError unless the file or folder `what` has the schema that this version reads."""
+    if found != known or isinstance(found, bool):
+        newer = isinstance(found, int) and found > known
+        origin = "a newer fingerbench wrote it" if newer else "an older fingerbench wrote it, or another program"
+        raise UserError(f"{what} has schema {found}, this version reads {known}: {origin}; {remedy}")
+
+
 @contextmanager
 def writing(folder: Path, option: str) -> Iterator[None]:
     """Turn what a full, read-only or misplaced disk says into one clear line; `option` chooses another folder."""

@@ -27,7 +27,7 @@ import torch
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from torch import Tensor
 
-from fingerbench.errors import DamagedError, UserError, unknown, writing
+from fingerbench.errors import DamagedError, UserError, require_schema, unknown, writing
 from fingerbench.untrusted import content, parse_json, parse_tensors
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class Spec:
     @cached_property
     def key(self) -> str:
         """The sha256 of this description, in which each parent stands as its own key."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return key_of(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """Return the description as plain data."""
@@ -83,6 +82,19 @@ class Spec:
     def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make the artefact: its tensors, and plain facts for the record."""
         raise NotImplementedError
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """Return the key of what `identity` describes, as `Spec.identity` gives it and the record of an artefact has it."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Stored(Spec):
+    """An artefact known by its place in a store alone: for who looks after one, whatever made what is in it."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        self.__dict__.update(kind=kind, key=key)  # what a spec derives from its fields; this one has none
 
 
 def family(specs: Iterable[Spec]) -> dict[str, Spec]:
@@ -182,6 +194,15 @@ class Store:
         """Read the facts noted about an artefact, without its tensors; raises what `load` does."""
         return self._record(spec)["facts"]
 
+    def record(self, spec: Spec) -> dict[str, Any]:
+        """Read the record of an artefact, without its checksum of itself; raises as `load` does."""
+        return self._record(spec)
+
+    def adopt(self, spec: Spec, folder: Path) -> None:
+        """Publish a folder, on the file system of the store, that holds the files of an artefact."""
+        with writing(self.root, "store"):
+            self._publish(folder, self.path(spec))
+
     def verify(self, spec: Spec) -> str | None:
         """Check a stored artefact; a damaged one is set aside. Returns what was wrong, or None.
 
@@ -238,12 +259,14 @@ class Store:
         text = json.dumps(settings, sort_keys=True)
         place = self.root / "data" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         try:
-            known = json.loads(place.read_bytes())["sha256"]
+            note = json.loads(place.read_bytes())
+            known, schema = note["sha256"], note["schema"]
         except (FileNotFoundError, NotADirectoryError):
             self._note(place, {"schema": SCHEMA, "name": name, "settings": settings, "sha256": sha256})
             return
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{place} is damaged; delete it, it is made again") from None
+        require_schema(place, schema, SCHEMA, "choose another store with store=DIR")
         if known != sha256:
             raise UserError(
                 f"data={name}: its files changed since the store {self.root} was begun: expected sha256 {known}, got "

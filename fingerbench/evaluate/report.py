@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fingerbench import manifest as manifests
 from fingerbench import status
-from fingerbench.errors import UserError, one_line
+from fingerbench.errors import UserError, one_line, require_schema
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.untrusted import content, parse_json
 
@@ -140,7 +141,10 @@ def load(folder: Path) -> Run:
     """Read scores.csv, metrics.json and manifest.json of one run; UserError if one is missing, damaged or at odds."""
     scores = read_scores(folder / "scores.csv")
     results, manifest = _read_json(folder / "metrics.json"), _read_json(folder / "manifest.json")
+    remedy = "make the report with that version, or leave the folder out"
     try:
+        schema = results.get("schema", metrics.SCHEMA)
+        require_schema(folder / "metrics.json", schema, metrics.SCHEMA, remedy)
         row = _row(scores, results)
         same = _belong(results, row, scores)
     except _MALFORMED as error:
@@ -148,6 +152,8 @@ def load(folder: Path) -> Run:
     if not same:
         raise _damaged(folder / "metrics.json", "not the metrics of scores.csv beside it")
     try:
+        schema = manifest.get("schema", manifests.SCHEMA)
+        require_schema(folder / "manifest.json", schema, manifests.SCHEMA, remedy)
         time = datetime.datetime.fromisoformat(manifest["time"])
         models = manifest.get("store", {}).get("suspects")
         digest = _digest(json.dumps(models, sort_keys=True)) if models else ""

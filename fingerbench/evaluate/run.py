@@ -17,7 +17,7 @@ from torch import Tensor
 from fingerbench.bench import Bench
 from fingerbench.errors import writing
 from fingerbench.evaluate import gates, plots, tables
-from fingerbench.evaluate.metrics import summary
+from fingerbench.evaluate.metrics import SCHEMA, summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.manifest import manifest
@@ -47,7 +47,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     facts = bench.store.facts(bench.fingerprint_spec)
     log.info("%s", summary_of(facts))
     frame = scores(bench)
-    metrics = summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
+    metrics = {"schema": SCHEMA} | summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
     if bench.evasion_spec:
         metrics["evasion"] = bench.store.facts(bench.evasion_spec)
     fid = bench.fid_spec()
