@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fingerbench import cluster, config
+from fingerbench import cluster, config, status
 from fingerbench.errors import BuildError, UserError, writing
-from fingerbench.evaluate import sweep
+from fingerbench.evaluate import loggers, sweep
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -32,10 +32,13 @@ def job(settings: DictConfig) -> None:
     cluster.end_when_told()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        if "experiment" in settings:
-            perform(settings, _words(), folder)
-        else:
-            run(Bench(settings), folder)
+        with status.recorded(folder):
+            loggers.check(settings)
+            if "experiment" in settings:
+                perform(settings, _words(), folder)
+            else:
+                run(Bench(settings), folder)
+            loggers.log_run(settings, folder)
     except UserError as error:
         logging.getLogger("fingerbench").error("error: %s", error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -46,7 +49,8 @@ def job(settings: DictConfig) -> None:
 def _words() -> list[str]:
     """Return the overrides of this job that change its configuration."""
     given = HydraConfig.get().overrides
-    return [*given.task, *(word for word in given.hydra if word.startswith("hydra.searchpath="))]
+    task, hydra = map(status.overrides, (given.task, given.hydra))
+    return [*task, *(word for word in hydra if word.startswith("hydra.searchpath="))]
 
 
 def _terminate(_number: int, _frame: object) -> None:
@@ -58,7 +62,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here, instead of Hydra's shortened traceback
     try:
-        if not {"--help", "-h", "--hydra-help"} & set(sys.argv):
+        if not {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(sys.argv):
             config.check(sys.argv[1:])
         with writing(Path("runs"), "hydra.run.dir"):
             job()
@@ -74,10 +78,10 @@ def main() -> None:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
         sys.exit(143 if isinstance(error, TerminatedError) else 130)
     except Exception as error:
-        if not cluster.of_submitit(error):
-            raise
-        told = cluster.settle(error, sweep.Report.running)
+        told = cluster.settle(error, sweep.Report.running) if cluster.of_submitit(error) else None
         sweep.finish()
+        if told is None:
+            raise
         sys.stderr.write(f"error: {told}\n")
         sys.exit(getattr(told, "exit_code", 1))
 

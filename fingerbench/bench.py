@@ -225,6 +225,8 @@ class Bench:
         # Refuse what cannot be before any worker starts.
         pick_bfloat16(self.settings.precision, pick_device(self.settings.device), self.settings.zoo.source)
         self._number("threads", 1)
+        switch = self.settings.deterministic
+        require(isinstance(switch, bool), "deterministic", "true or false", switch)
         wanted = self._from_shard(list(wanted))
         self._fit_libraries(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)

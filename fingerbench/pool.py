@@ -27,6 +27,7 @@ from fingerbench.cost import Effort
 from fingerbench.errors import BuildError, UserError
 from fingerbench.eta import Eta
 from fingerbench.progress import Progress, plural
+from fingerbench.seeds import CUBLAS
 from fingerbench.store import Spec, Store
 
 log = logging.getLogger(__name__)
@@ -174,6 +175,7 @@ class Pool:
         threads = str(self.settings["threads"])
         # A library that spins at barriers for idle threads makes two busy processes many times slower than one.
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment |= CUBLAS if self.settings["deterministic"] else {}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         command = [sys.executable, "-m", "fingerbench.worker"]
         worker = subprocess.Popen(

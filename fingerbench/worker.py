@@ -27,6 +27,7 @@ from fingerbench.bench import Bench
 from fingerbench.data import digest
 from fingerbench.errors import BuildError, DamagedError, UserError
 from fingerbench.pool import OUT_OF_MEMORY
+from fingerbench.seeds import fix_order
 from fingerbench.store import Spec
 from fingerbench.workshop import Workshop, peak_memory
 
@@ -40,7 +41,7 @@ def main() -> None:
     settings = OmegaConf.create(json.loads(sys.stdin.readline()))
     specs = _listen()
     torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.benchmark = True  # shapes hardly change; on a CPU it does nothing
+    fix_order(settings.deterministic)
     bench = Bench(settings)
     while True:
         reply = _attempt(bench, specs.get())

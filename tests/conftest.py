@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +28,27 @@ TINY = [
     "queries=20",
     "jobs=2",
 ]
+
+
+# What raises on a GPU under deterministic=true: see torch.use_deterministic_algorithms.
+UNREPEATABLE = {
+    *("adaptive_max_pool2d_backward", "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "cumsum", "histc"),
+    *("_upsample_bilinear2d_aa_backward", "upsample_bicubic2d_backward", "upsample_linear1d_backward", "put_"),
+    *("reflection_pad1d_backward", "reflection_pad2d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward"),
+    *("median", "kthvalue", "nll_loss2d_forward", "max_unpool2d", "_ctc_loss_backward"),
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Notes in `names` which operations run inside the block, those of the gradients among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
 
 
 LEDGER = pytest.StashKey[list]()

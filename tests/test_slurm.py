@@ -151,8 +151,18 @@ def test_a_cancelled_and_a_killed_job_are_resubmitted(tmp_path, local):
     assert re.search(rf"error: 2 of 4 jobs ended without a result: {number}_0 \(CANCELLED.*, {number}_1 \(", output)
     assert len(pd.read_csv(sweep / "report" / "comparison.csv")) >= 2
     assert sorted(scores(sweep)) == ["2", "3"]
-    finish(submit(tmp_path, *SWEEP), timeout=600)
+    told = until(lambda: len(lines := again(sweep)) == 2 and lines, "the killed job is silent")
+    resubmitted = [start(shlex.split(line)[1:]) for line in told]
+    for job in resubmitted:
+        finish(job, timeout=600)
     assert scores(sweep) == local
+    assert not again(sweep)
+
+
+def again(sweep):
+    """Return the commands that `status` gives for the jobs that have to be run again."""
+    said = start(["-m", "fingerbench", "status", str(sweep)]).communicate()[0]
+    return [line for line in said.splitlines() if line.startswith("python run.py -m ")]
 
 
 def test_jobs_that_are_queued_again_go_on(tmp_path, local):

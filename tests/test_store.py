@@ -107,6 +107,65 @@ def test_damage_is_named_and_set_aside(store, damage, file):
     assert store.verify(spec) is None
 
 
+def replace_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_a_loop(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def replace_by_another(path):
+    path.write_bytes((path.parents[1] / Toy(2.0).key / path.name).read_bytes())
+
+
+def nest_deeply(path):
+    path.write_bytes(b'{"record_sha256":' + b"[" * 100_000)
+
+
+@pytest.mark.parametrize("damage", [replace_by_a_folder, replace_by_a_loop, replace_by_another, nest_deeply])
+@pytest.mark.parametrize("file", [PAYLOAD, RECORD])
+def test_what_is_something_else_is_named_and_rebuilt(store, damage, file):
+    spec = Toy(1.0)
+    store.save(spec, TENSORS, {})
+    store.save(Toy(2.0), {"w": torch.zeros(2, 3), "n": torch.tensor(4)}, {})
+    damage(store.path(spec) / file)
+    for read in (store.load, store.facts) if file == RECORD else (store.load,):
+        with pytest.raises(DamagedError, match=str(store.path(spec) / file)):
+            read(spec)
+    trouble = store.verify(spec)
+    assert trouble is not None and "set aside" in trouble
+    store.save(spec, TENSORS, {})
+    assert store.verify(spec) is None and store.has(spec)
+
+
+def test_a_folder_that_lost_its_record_does_not_keep_the_artefact_out(store):
+    spec = Toy(1.0)
+    store.save(spec, TENSORS, {})
+    (store.path(spec) / RECORD).unlink()
+    assert not store.has(spec)
+    store.save(spec, TENSORS, {"n": 2})
+    assert store.load(spec).facts == {"n": 2}
+    store.path(Toy(3.0)).write_bytes(b"no folder")
+    store.save(Toy(3.0), TENSORS, {"n": 3})
+    assert store.load(Toy(3.0)).facts == {"n": 3}
+    assert len(list((store.root / "damaged").iterdir())) == 2
+
+
+def test_a_file_that_may_not_be_read_is_not_set_aside(store, monkeypatch):
+    store.save(Toy(1.0), TENSORS, {})
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match="Permission denied; grant access"):
+        store.verify(Toy(1.0))
+    assert store.has(Toy(1.0))
+
+
 def test_every_flipped_bit_of_a_record_is_found(store):
     spec = Toy(1.0)
     store.save(spec, {"w": torch.zeros(1)}, {"x": 1})

@@ -241,12 +241,12 @@ def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: b
     undrawn = Page(name, experiment.paper, experiment.title, (), commands, len(every), settings)
     if commands and not (partial and there):
         raise LackingError(undrawn)
-    mark = f"Partial: {len(commands)} of {len(every)} cells are missing." if commands else ""
+    mark = tables.partial(len(commands), len(every), "cells")
     return replace(undrawn, exhibits=tuple(_marked(exhibit, mark) for exhibit in experiment.exhibits(there)))
 
 
 def _marked(exhibit: Exhibit, mark: str) -> Exhibit:
-    if mark and exhibit.figure is not None:
+    if exhibit.figure is not None:
         plots.stamp(exhibit.figure, mark)
     return replace(exhibit, caption=f"{mark} {exhibit.caption}".strip())
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 STYLE: Any = {
+    "text.parse_math": False,  # a "$" in a label of a run is a dollar
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
     "font.size": 9,
     "axes.titlesize": 10,
@@ -201,8 +202,9 @@ def radar_panels(panels: Mapping[str, Panel], caption: str = "") -> Figure:
 
 
 def stamp(figure: Figure, text: str) -> None:
-    """Write `text` across the top of a finished figure, so that nobody takes it for more than it is."""
-    figure.suptitle(text, color="#b00020", fontsize=9)
+    """Write `text`, if any, across the top of a finished figure, so that nobody takes it for more than it is."""
+    if text:
+        figure.suptitle(text, color="#b00020", fontsize=9)
 
 
 def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: int = 10, caption: str = "") -> Figure:

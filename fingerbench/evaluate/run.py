@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -18,8 +17,9 @@ from torch import Tensor
 from fingerbench.bench import Bench
 from fingerbench.errors import writing
 from fingerbench.evaluate import gates, plots, tables
-from fingerbench.evaluate.metrics import summary
+from fingerbench.evaluate.metrics import SCHEMA, summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
+from fingerbench.fingerprints import write_fingerprint
 from fingerbench.manifest import manifest
 from fingerbench.records import Fingerprint, Suspect
 from fingerbench.store import Artefact, Spec
@@ -34,7 +34,8 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     """Evaluate the selected method on the selected suspects and write everything into `folder`.
 
     Files: gates.csv, scores.csv, models.csv, metrics.json, manifest.json, fingerprint.safetensors,
-    figures/aruc.{png,pdf}, figures/queries.png, and figures/gan.png where the method uses a GAN. Returns the scores.
+    figures/aruc.{png,pdf}, figures/queries.png, figures/gan.png where the method uses a GAN, and losses.csv where the
+    store has losses. Returns the scores.
 
     Raises:
         UserError: the zoo breaks a gate; see `gates.judge`.
@@ -46,7 +47,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     facts = bench.store.facts(bench.fingerprint_spec)
     log.info("%s", summary_of(facts))
     frame = scores(bench)
-    metrics = summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
+    metrics = {"schema": SCHEMA} | summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
     if bench.evasion_spec:
         metrics["evasion"] = bench.store.facts(bench.evasion_spec)
     fid = bench.fid_spec()
@@ -57,8 +58,11 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         folder.mkdir(parents=True, exist_ok=True)
         frame.to_csv(folder / "scores.csv", index=False)
         models(bench).to_csv(folder / "models.csv", index=False)
+        curves = losses(bench)
+        if len(curves):
+            curves.to_csv(folder / "losses.csv", index=False)
         _write_json(folder / "metrics.json", metrics)
-        safetensors.torch.save_file(dict(fingerprint.tensors()), folder / "fingerprint.safetensors")
+        write_fingerprint(fingerprint, folder / "fingerprint.safetensors")
         draw(frame, fingerprint, folder / "figures")
         if fid:
             draw_gan(bench.store.load(fid), folder / "figures")
@@ -117,10 +121,29 @@ def models(bench: Bench) -> pd.DataFrame:
     """Return the record of every selected model and surrogate: accuracy or R2, agreement with its parent, ..."""
     import pandas as pd
 
+    return pd.DataFrame([{k: v for k, v in facts.items() if k != "losses"} for facts in _facts(bench)])
+
+
+def losses(bench: Bench) -> pd.DataFrame:
+    """Return a row an epoch of every selected model and surrogate: name, epoch (from 1), loss (mean over the epoch).
+
+    A model of an older store has none.
+    """
+    import pandas as pd
+
+    rows = [
+        (facts["name"], epoch, loss)
+        for facts in _facts(bench)
+        for epoch, loss in enumerate(facts.get("losses") or [], 1)
+    ]
+    return pd.DataFrame(rows, columns=["name", "epoch", "loss"])
+
+
+def _facts(bench: Bench) -> list[dict[str, Any]]:
+    """Return what the store knows about every selected model and surrogate, with its key."""
     spec = bench.fingerprint_spec
     every = {s.key: s for s in [*bench.models.values(), *spec.positives, *spec.negatives]}
-    frame = pd.DataFrame([{**bench.store.facts(s), "key": key} for key, s in every.items()])
-    return frame.drop(columns="losses", errors="ignore")  # a list, one an epoch
+    return [{**bench.store.facts(s), "key": key} for key, s in every.items()]
 
 
 def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fingerbench import status
 from fingerbench.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -21,8 +24,10 @@ class Report(Callback):
     """The folder of a sweep without its comparison. Hydra does not call the end of one in which a job failed."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note the folder of the sweep."""
+        """Note the folder of the sweep, and list its jobs there."""
         Report.running = Path(config.hydra.sweep.dir)
+        with suppress(OSError):  # Hydra writes there next, and then `run.py` says what is the matter
+            status.announce(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Compare the runs."""
@@ -32,8 +37,23 @@ class Report(Callback):
 def finish() -> None:
     """Write the comparison of the runs of the sweep, if there is one, into its folder `report`; print the tables."""
     folder, Report.running = Report.running, None
-    if folder is None or not any(folder.rglob("scores.csv")):  # experiments draw their own tables
+    if folder is None:
         return
+    try:
+        undone = [job for job in status.read(folder) if job.state != "done"]
+    except UserError as error:
+        log.warning("%s", error)
+        undone = []
+    compared = any(folder.rglob("scores.csv")) and _compare(folder)  # experiments have none, and draw their own tables
+    if not compared:
+        for job in undone:
+            log.warning("missing: %s", job.told())
+    if undone:
+        log.warning("how to run them again: python -m fingerbench status %s", shlex.quote(str(folder)))
+
+
+def _compare(folder: Path) -> bool:
+    """Tell whether there is a comparison now."""
     from rich.console import Console
 
     from fingerbench.evaluate import report, tables
@@ -42,10 +62,11 @@ def finish() -> None:
         done = report.report([folder], folder / "report")
     except UserError as error:  # such as a sweep over data sets, which no one table can hold
         log.warning("no comparison of the whole sweep: %s", error)
-        return
+        return False
     console = Console(width=None if Console().is_terminal else 120)
     for table in tables.comparison_tables(done.table):
         console.print(tables.terminal(table))
     for note in done.notes:
         log.info("%s", note)
     log.info("comparison: %s", folder / "report")
+    return True

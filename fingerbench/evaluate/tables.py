@@ -126,6 +126,11 @@ def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame
     return totals, margins, costs
 
 
+def partial(missing: int, every: int, what: str) -> str:
+    """Return the sentence that marks what is drawn without all of it, such as of "runs"; empty if none is missing."""
+    return f"Partial: {missing} of {every} {what} are missing." if missing else ""
+
+
 def cell(value: object) -> str:
     """Return `value` as a table shows it: floats with three decimals, a dash for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
