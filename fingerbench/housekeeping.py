@@ -12,7 +12,6 @@ artefact goes while any lock of the store is held.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -27,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fingerbench.errors import DamagedError, UserError, require, require_schema, writing
+from fingerbench.errors import DamagedError, UserError, one_line, require, require_schema, writing
 from fingerbench.store import RECORD, Spec, Store, Stored
+from fingerbench.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -292,9 +292,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     from fingerbench.manifest import SCHEMA
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); leave its folder out, or run its command again") from error
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}); leave its folder out, or run its command again"
+        ) from error
     require(isinstance(content, dict), str(path), "the manifest of a run", type(content).__name__)
     require_schema(path, content.get("schema"), SCHEMA, "leave its folder out, or give its words instead")
     return content
