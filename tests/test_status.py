@@ -311,11 +311,19 @@ def test_figures_of_a_part_are_marked(tmp_path, monkeypatch):
 
 def test_a_failed_run_of_a_real_sweep_is_run_again_from_its_command(built, tmp_path, monkeypatch):
     monkeypatch.setenv("QUERIES_1", "-1")
-    words = [*TINY, f"store={built[0]}", f"hydra.sweep.dir={tmp_path}", "attack=source", "method=random", "seed=0,1,2"]
+    words = [
+        *TINY,
+        f"store={built[0]}",
+        f"hydra.sweep.dir={tmp_path}",
+        "attack=source",
+        "method=random",
+        "seed=0,1",
+        "jobs=1",
+    ]
     output = finish(start(["run.py"], "-m", *words, "queries='${oc.decode:${oc.env:QUERIES_${seed},5}}'"), 2)
     assert "missing: 1" in output
     markdown = (tmp_path / "report" / "comparison.md").read_text()
-    assert "Partial: 1 of 3 runs are missing." in markdown and "queries: expected a whole number from 1" in markdown
+    assert "Partial: 1 of 2 runs are missing." in markdown and "queries: expected a whole number from 1" in markdown
     (failed,) = by_state(tmp_path)["failed"]
     monkeypatch.delenv("QUERIES_1")
     finish(start(shlex.split(failed.command)[1:]))
