@@ -11,7 +11,7 @@ EXPERIMENTS ?= $(filter-out $(if $(findstring data=,$(SETTINGS)),metav_regressio
 	$(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo paper test test-slow lint bench bench-train clean
+.PHONY: help setup demo paper test test-slow test-faults lint bench bench-train clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -39,6 +39,9 @@ test: $(READY) ## the tests
 
 test-slow: $(READY) ## the long and statistical tests
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(READY) ## 50 kills and all other faults; LEDGER=FILE for the table
+	$(BIN)/python -m pytest tests/test_faults.py -m "faults or not faults" --faults 50 $(if $(LEDGER),--ledger $(LEDGER))
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from omegaconf import DictConfig
 from fingerbench import config, status
 from fingerbench.errors import BuildError, UserError, writing
 from fingerbench.evaluate import loggers, sweep
+
+
+class TerminatedError(KeyboardInterrupt):
+    """A scheduler asked this process to end."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -47,11 +52,16 @@ def _words() -> list[str]:
     return [*task, *(word for word in hydra if word.startswith("hydra.searchpath="))]
 
 
+def _terminate(_number: int, _frame: object) -> None:
+    raise TerminatedError
+
+
 def main() -> None:
     """Check the command line, then hand it to Hydra."""
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here, instead of Hydra's shortened traceback
     try:
-        if not {"--help", "-h", "--hydra-help"} & set(sys.argv):
+        if not {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(sys.argv):
             config.check(sys.argv[1:])
         with writing(Path("runs"), "hydra.run.dir"):
             job()
@@ -61,14 +71,14 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BuildError as error:
         sweep.finish()
-        sys.stderr.write(f"failed; everything finished is kept. A worker says:\n{error}\n")
+        sys.stderr.write(f"failed; everything finished is kept, and the same command goes on where it was:\n{error}\n")
         sys.exit(1)
     except Exception:
         sweep.finish()
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
-        sys.exit(130)
+        sys.exit(143 if isinstance(error, TerminatedError) else 130)
 
 
 if __name__ == "__main__":

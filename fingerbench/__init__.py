@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fingerbench.bench import Bench, open
+    from fingerbench.fingerprints import read_fingerprint
     from fingerbench.nets import network
 
 __version__ = "0.1.0"
-__all__ = ["Bench", "network", "open"]
+__all__ = ["Bench", "network", "open", "read_fingerprint"]
 
-_HOMES = {"Bench": "fingerbench.bench", "open": "fingerbench.bench", "network": "fingerbench.nets"}
+_HOMES = {
+    "Bench": "fingerbench.bench",
+    "open": "fingerbench.bench",
+    "network": "fingerbench.nets",
+    "read_fingerprint": "fingerbench.fingerprints",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Everything but running: python -m fingerbench list | show | verify | status | report."""
+"""Everything but running: list, show, verify, status, report, gc, du, export, import, check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIBRARIES = ("timm", "torchvision")  # of networks
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     try:
         return parsed.command(parsed) or 0
     except UserError as error:
@@ -32,6 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader, such as head, has seen enough
     return 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; KEY=VALUE may also follow options, which argparse alone does not take."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if "overrides" in parsed:
+        parsed.overrides += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +76,40 @@ def _parser() -> argparse.ArgumentParser:
     reporter.add_argument("--html", type=Path, metavar="FILE", help="of experiments: one page, instead of --out")
     reporter.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     reporter.set_defaults(command=_report)
+    _add_housekeeping(commands, overrides)
     return parser
+
+
+def _add_housekeeping(commands: Any, overrides: dict[str, Any]) -> None:
+    collector = commands.add_parser("gc", help="what may go of the store: temporary files, unreferenced artefacts")
+    collector.add_argument("overrides", **overrides)
+    text = "a folder of runs, or words of run.py; then artefacts that nothing so kept needs may go too"
+    collector.add_argument("--keep", action="append", default=[], metavar="WORDS", help=text)
+    collector.add_argument("--delete", action="store_true", help="delete it; without this nothing is")
+    collector.set_defaults(command=_gc)
+
+    sizer = commands.add_parser("du", help="how large what in the store is")
+    sizer.add_argument("overrides", **overrides)
+    sizer.add_argument("--json", action="store_true", help="as JSON")
+    sizer.set_defaults(command=_du)
+
+    exporter = commands.add_parser(
+        "export", help="a zoo, or one model of it, from the store into a folder, with a card"
+    )
+    exporter.add_argument("target", help="an empty or new folder; or hf://USER/REPO, uploaded privately")
+    exporter.add_argument("overrides", **overrides)
+    exporter.add_argument("--model", metavar="NAME", help="of a suspect, such as prune/0.9; default: the whole zoo")
+    exporter.set_defaults(command=_export)
+
+    importer = commands.add_parser("import", help="what `export` wrote, checked to the last byte, into the store")
+    importer.add_argument("source", help="a folder; or hf://USER/REPO[@REVISION]")
+    importer.add_argument("overrides", **overrides)
+    importer.set_defaults(command=_import)
+
+    checker = commands.add_parser("check", help="is a method sound? Runs its file: check only what you trust")
+    checker.add_argument("file", type=Path, help="methods/NAME.py or conf/method/NAME.yaml")
+    checker.add_argument("overrides", **overrides)
+    checker.set_defaults(command=_check)
 
 
 def _list(parsed: argparse.Namespace) -> None:
@@ -112,17 +157,13 @@ def _show(parsed: argparse.Namespace) -> None:
 
 
 def _verify(parsed: argparse.Namespace) -> None:
-    from fingerbench import config
     from fingerbench.bench import open as open_bench
-    from fingerbench.evaluate import experiment, gates
+    from fingerbench.housekeeping import plan
     from fingerbench.store import family
 
-    settings = config.compose(parsed.overrides)
-    bench = open_bench(*parsed.overrides)
-    of_run = "experiment" not in settings
-    plan = [*bench.plan(), *gates.plan(bench)] if of_run else experiment.plan(settings, parsed.overrides)
-    stored = [spec for spec in family(plan).values() if bench.store.has(spec)]
-    troubles = [trouble for spec in stored if (trouble := bench.store.verify(spec))]
+    store = open_bench(*parsed.overrides).store
+    stored = [spec for spec in family(plan(parsed.overrides)).values() if store.has(spec)]
+    troubles = [trouble for spec in stored if (trouble := store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
 
 
@@ -181,6 +222,73 @@ def _report_experiments(parsed: argparse.Namespace) -> None:
             experiment.show(page)
     missing = [f"not drawn: {page.name}, {len(page.missing)} of {page.cells} cells are missing" for page in undrawn]
     _out("\n".join([*missing, f"tables and figures: {parsed.html or parsed.out}"]))
+
+
+def _gc(parsed: argparse.Namespace) -> None:
+    from fingerbench import housekeeping
+    from fingerbench.bench import open as open_bench
+
+    store = open_bench(*parsed.overrides).store
+    items = housekeeping.collect(store, parsed.keep, parsed.overrides)
+    if parsed.delete:
+        items = housekeeping.remove(store, items)
+    lines = [f"{housekeeping.size(item.bytes):>10}  {item.why}: {item.path}" for item in items if item.bytes]
+    rows = housekeeping.totals(items)
+    lines += [_row(row["bytes"], row["count"], row["why"]) for row in rows]
+    total = f"{len(items)} things, {housekeeping.size(sum(item.bytes for item in items))}, of {store.root}"
+    _out("\n".join([*lines, f"deleted {total}" if parsed.delete else f"--delete would delete {total}"]))
+
+
+def _du(parsed: argparse.Namespace) -> None:
+    from fingerbench import housekeeping
+    from fingerbench.bench import open as open_bench
+
+    usage = housekeeping.usage(open_bench(*parsed.overrides).store)
+    if parsed.json:
+        _out(json.dumps(usage, indent=1))
+        return
+    lines = [_row(row["bytes"], row["count"], f"{row['kind']:<12} {row['family']}") for row in usage["artefacts"]]
+    lines += [_row(row["bytes"], row["count"], f"{'temporary':<12} {row['why']}") for row in usage["temporary"]]
+    _out("\n".join([*lines, f"{housekeeping.size(usage['bytes'])} in {usage['store']}"]))
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from fingerbench.bench import open as open_bench
+    from fingerbench.exchange import export_to
+    from fingerbench.progress import plural
+
+    counts: dict[str, int] = {}
+    for spec in export_to(open_bench(*parsed.overrides), parsed.target, parsed.model):
+        counts[spec.kind] = counts.get(spec.kind, 0) + 1
+    stock = ", ".join(f"{count} {plural(kind) if count > 1 else kind}" for kind, count in counts.items())
+    _out(f"exported {stock}, with a card: {parsed.target}")
+
+
+def _import(parsed: argparse.Namespace) -> None:
+    from fingerbench.bench import open as open_bench
+    from fingerbench.exchange import import_from
+
+    store = open_bench(*parsed.overrides).store
+    done = import_from(store, parsed.source)
+    lines = [f"added {name}" for name in done.added]
+    _out("\n".join([*lines, f"added {len(done.added)}, found {done.kept} already there: {store.root}"]))
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    from fingerbench.check import examine
+
+    _out(f"running {parsed.file}, as run.py would: check only what you trust")
+    found = examine(parsed.file, parsed.overrides)
+    _out("\n".join(f"{name}: {line}" for name, lines in found.items() for line in lines or ["sound"]))
+    count = sum(map(len, found.values()))
+    if count:
+        raise UserError(f"{parsed.file}: not sound, {count} finding{'s' * (count > 1)}; see fingerbench/api.py")
+
+
+def _row(size: int, count: int, text: str) -> str:
+    from fingerbench.housekeeping import size as readable
+
+    return f"{readable(size):>10} {count:>6}  {text}"
 
 
 def _out(text: str) -> None:

@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, settings: DictConfig, overrides: Sequence[str] = (), data: Dataset | None = None) -> None:
         self.settings = settings
         self.overrides = tuple(overrides)
-        self.store = Store(settings.store)
+        self.store = Store(settings.store, settings.locks)
         if data is not None:
             self.data = data
 
@@ -212,9 +212,13 @@ class Bench:
         # Refuse what cannot be before any worker starts.
         pick_bfloat16(self.settings.precision, pick_device(self.settings.device), self.settings.zoo.source)
         self._number("threads", 1)
+        switch = self.settings.deterministic
+        require(isinstance(switch, bool), "deterministic", "true or false", switch)
         wanted = list(wanted)
         self._fit_libraries(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)
+        if any(not self.store.has(spec) for spec in wanted):
+            self.store.remember(self.settings.data.name, cast(dict[str, Any], container)["data"], self.zoo.data)
         sizes = Sizes.of(self.data)
         Pool(self.store, cast(dict[str, Any], container), self.jobs, lambda spec: effort(spec, sizes)).run(wanted)
 

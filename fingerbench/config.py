@@ -17,11 +17,13 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from fingerbench.errors import UserError, require, unknown
+from fingerbench.errors import UserError, one_line, require, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-RESERVED = ("name", "constants")  # keys of a method or data file that describe it and are no constructor arguments
+# Keys of a method or data file that describe it and are no constructor arguments.
+RESERVED = ("name", "licence", "constants")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -92,7 +94,9 @@ def build(node: DictConfig) -> Any:
     except OmegaConfBaseException as error:
         raise UserError(f"{_first_line(error)}; does conf/data name that constant?") from None
     if not isinstance(plain, dict) or "_target_" not in plain:
-        raise UserError(f"expected a config node with a _target_, got {plain!r}")
+        raise UserError(
+            f"expected a config node with a _target_, got {plain!r}; let it name a class, as in conf/method"
+        )
     arguments = {key: value for key, value in plain.items() if key not in RESERVED}
     try:
         built = instantiate(arguments, _convert_="all")
@@ -100,7 +104,7 @@ def build(node: DictConfig) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"cannot build {plain['_target_']}: {_first_line(cause)}; check its config file") from error
+        raise UserError(f"cannot build {plain['_target_']}: {one_line(cause)}; check its config file") from error
     _check_fields(built)
     return built
 
@@ -145,6 +149,12 @@ def _explained() -> Iterator[None]:
         raise UserError(f"cannot read {error.override!r}: expected key=value; a list is attack=[prune,noise]") from None
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misplaced(error) from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
+        raise UserError(f"{place}: not YAML ({getattr(error, 'problem', None) or one_line(error)}); mend it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"a config file on the search path is not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def _missing(error: MissingConfigException) -> UserError:
@@ -160,7 +170,12 @@ def _misplaced(error: Exception) -> UserError:
     key = getattr(error.__cause__ or error, "full_key", None)
     if not key or not _first_line(error).startswith("Could not override"):
         return UserError(_first_line(error))
-    branch = key.rpartition(".")[0]
+    branch, _, leaf = key.rpartition(".")
+    node = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+    for part in branch.split("."):
+        node = node.get(part) if isinstance(node, dict) else node
+    if isinstance(node, str) and node.startswith("${"):
+        return UserError(f"{key}: {branch} is a reference to {node}; set {node[2:-1]}.{leaf}, or all of {branch}")
     siblings = OmegaConf.select(hydra_compose("config"), branch) if branch else hydra_compose("config")
     known = [f"{branch}.{name!s}".lstrip(".") for name in siblings] if isinstance(siblings, DictConfig) else []
     return unknown("config key", key, known)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+LONGEST = 200  # characters of what others say that an error repeats
 
 
 class UserError(Exception):
@@ -26,7 +27,11 @@ class DamagedError(Exception):
 
 
 class BuildError(Exception):
-    """Making an artefact failed for no fault of the user's. The message holds what the worker said."""
+    """Making an artefact failed for no fault of the user's. The message says which, and why."""
+
+
+class DivergedError(BuildError):
+    """A loss or a weight became infinite or not a number; nothing was stored."""
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
@@ -43,6 +48,14 @@ def require(condition: bool, what: str, expected: str, got: object) -> None:
         raise UserError(f"{what}: expected {expected}; got {got!r}")
 
 
+def require_schema(what: object, found: object, known: int, remedy: str) -> None:
+    """Raise a UserError unless the file or folder `what` has the schema that this version reads."""
+    if found != known or isinstance(found, bool):
+        newer = isinstance(found, int) and found > known
+        origin = "a newer fingerbench wrote it" if newer else "an older fingerbench wrote it, or another program"
+        raise UserError(f"{what} has schema {found}, this version reads {known}: {origin}; {remedy}")
+
+
 @contextmanager
 def writing(folder: Path, option: str) -> Iterator[None]:
     """Turn what a full, read-only or misplaced disk says into one clear line; `option` chooses another folder."""
@@ -55,3 +68,11 @@ def writing(folder: Path, option: str) -> Iterator[None]:
             f"cannot write to {error.filename or folder}: {error.strerror}; nothing finished is lost: make room or "
             f"grant access and run the same command again, or choose another folder with {option}=DIR"
         ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line that is not long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in text)
+    text = f"no {text}" if isinstance(error, KeyError) else text
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 SCHEMA = 1
 PACKAGES = ("fingerbench", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pandas", "scikit-learn")
 
@@ -24,11 +22,16 @@ def manifest(**parts: Any) -> dict[str, Any]:
         "schema": SCHEMA,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "git": git_state(Path(__file__).resolve().parents[1]),
         "hardware": hardware(),
         **parts,
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of PACKAGES, None of one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
@@ -46,6 +49,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def hardware() -> dict[str, Any]:
     """Return what the run could compute on."""
+    import torch
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),

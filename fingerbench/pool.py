@@ -2,6 +2,9 @@
 
 A worker is `python -m fingerbench.worker`: it hears specs on its standard input and answers on its standard output. It
 ends when its input does, so no worker outlives the process that started it, however that one ends.
+
+What fails is left out, with all that needs it, and the rest goes on. Where a worker dies, often for want of memory,
+what it was making is tried once more, with one worker fewer as long as there are others.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -23,12 +27,14 @@ from fingerbench.cost import Effort
 from fingerbench.errors import BuildError, UserError
 from fingerbench.eta import Eta
 from fingerbench.progress import Progress, plural
+from fingerbench.seeds import CUBLAS
 from fingerbench.store import Spec, Store
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1  # between looks at how far the workers are
 RETRY_S = 0.5  # until a model that another process is making is looked at again
+OUT_OF_MEMORY = 137  # exit code of a worker that lacks memory, as of one that the system killed for it
 
 
 class Pool:
@@ -49,6 +55,10 @@ class Pool:
         self._began: dict[str, float] = {}
         self._retry: dict[str, float] = {}
         self._made: Counter[str] = Counter()
+        self._failed: dict[str, tuple[Spec, str]] = {}
+        self._left_out = 0
+        self._stopping = False
+        self._deaths: Counter[str] = Counter()
         self._eta = Eta(effort or (lambda spec: Effort(spec.kind, 1.0)))
         self._error: Exception | None = None
         self._workers: list[subprocess.Popen[str]] = []
@@ -57,8 +67,9 @@ class Pool:
         """Make what is missing of `wanted` and of what that needs, in this order as far as parents allow.
 
         Raises:
-            UserError: the user's to mend, such as a full disk or a worker killed for its memory.
-            BuildError: a maker failed. The others finish what they are at; everything finished is kept.
+            UserError: the user's to mend, such as a full disk or a model that no worker survives. The others finish
+                what they are at.
+            BuildError: some could not be made, at the end of the rest. Either way everything finished is kept.
         """
         found = self._take_stock(wanted)
         missing = Counter(spec.kind for spec in self._todo.values())
@@ -81,6 +92,15 @@ class Pool:
             self._stop()
         if self._error:
             raise self._error
+        if self._failed:
+            raise BuildError(self._failures())
+
+    def _failures(self) -> str:
+        """Return what failed: the first in full, the others by name."""
+        (_, first), *others = self._failed.values()
+        named = f"\nfailed as well: {', '.join(spec.label for spec, _ in others)}" if others else ""
+        without = f"\nleft out, since they need those: {self._left_out}" if self._left_out else ""
+        return f"{first.rstrip()}{named}{without}"
 
     def _left(self) -> float | None:
         with self._change:
@@ -115,7 +135,16 @@ class Pool:
         try:
             worker = self._start()
             while (spec := self._next()) is not None:
-                self._handle(spec, self._ask(worker, spec))
+                reply = self._ask(worker, spec)
+                if reply is None:
+                    if not self._bury(spec, worker):
+                        return
+                    worker = self._start()
+                    continue
+                self._handle(spec, reply)
+                if reply.get("broken"):
+                    self._dismiss(worker)
+                    worker = self._start()
         except Exception as error:  # noqa: BLE001 - whatever it is, the main thread raises it
             self._fail(error)
 
@@ -146,6 +175,7 @@ class Pool:
         threads = str(self.settings["threads"])
         # A library that spins at barriers for idle threads makes two busy processes many times slower than one.
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment |= CUBLAS if self.settings["deterministic"] else {}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         command = [sys.executable, "-m", "fingerbench.worker"]
         worker = subprocess.Popen(
@@ -155,18 +185,38 @@ class Pool:
         _say(worker, json.dumps(self.settings))
         return worker
 
-    def _ask(self, worker: subprocess.Popen[str], spec: Spec) -> dict[str, Any]:
+    def _ask(self, worker: subprocess.Popen[str], spec: Spec) -> dict[str, Any] | None:
+        """Return the reply of the worker, None if it died."""
         # Pickled, since a spec may hold a user's own method or attack; it goes no further than to our own child.
         _say(worker, base64.b64encode(pickle.dumps(spec)).decode())
         assert worker.stdout is not None
         line = worker.stdout.readline()
-        if not line:
-            code = worker.wait()
-            raise UserError(
-                f"a worker died with exit code {code} while making {spec.label}; killed by the system (code -9) often "
-                "means out of memory: try fewer jobs=; the same command goes on where it was"
-            )
-        return json.loads(line)
+        return json.loads(line) if line.endswith("\n") else None
+
+    def _bury(self, spec: Spec, worker: subprocess.Popen[str]) -> bool:
+        """Put back what a dead worker was making; returns whether it was the last, so that another must start.
+
+        Raises:
+            UserError: it is the second to die of the same.
+        """
+        code = worker.wait()
+        died = f"a worker died ({_ending(code)}) while making {spec.label}"
+        with self._change:
+            if self._stopping:
+                return False
+            self._running.pop(spec.key)
+            self._workers.remove(worker)
+            self._deaths[spec.key] += 1
+            if self._deaths[spec.key] > 1:
+                raise UserError(
+                    f"{died}, the second; if memory is short, give more or take a smaller batch or fewer jobs=; all "
+                    "that is finished is kept, and the same command goes on where it was"
+                )
+            self._todo = {spec.key: spec, **self._todo}
+            self._change.notify_all()
+            left = len(self._workers)
+        log.warning("%s; tried once more, by %s", died, f"{left} others" if left else "a new one")
+        return left == 0
 
     def _handle(self, spec: Spec, reply: dict[str, Any]) -> None:
         with self._change:
@@ -175,14 +225,25 @@ class Pool:
                 self._todo[spec.key] = spec
                 self._retry[spec.key] = time.monotonic() + RETRY_S
             elif reply["status"] == "failed":
-                error = UserError if reply["user"] else BuildError
-                self._error = self._error or error(reply["error"])
+                if reply["user"]:
+                    self._error = self._error or UserError(reply["error"])
+                else:
+                    self._leave_out(spec, reply["error"])
             else:
                 self._made[spec.kind] += 1
                 if reply["status"] == "made":
                     self._eta.learn(spec, reply["seconds"])  # without the start of the worker
                 log.debug("%s: %s", spec.label, reply["status"])
             self._change.notify_all()
+
+    def _leave_out(self, spec: Spec, why: str) -> None:
+        self._failed[spec.key] = (spec, why)
+        log.warning("failed: %s: %s; the others go on", spec.label, why.rstrip().splitlines()[-1])
+        gone = {spec.key}
+        while lost := [key for key, other in self._todo.items() if any(p.key in gone for p in other.needs())]:
+            gone.update(lost)
+            self._todo = {key: other for key, other in self._todo.items() if key not in gone}
+        self._left_out += len(gone) - 1
 
     def _fail(self, error: Exception) -> None:
         with self._change:
@@ -191,13 +252,22 @@ class Pool:
 
     def _stop(self) -> None:
         with self._change:
+            self._stopping = True
             self._todo.clear()
             self._change.notify_all()
-        for worker in self._workers:
+            workers = list(self._workers)
+        for worker in workers:
             assert worker.stdin is not None
             worker.stdin.close()
-        for worker in self._workers:
+        for worker in workers:
             worker.wait()
+
+    def _dismiss(self, worker: subprocess.Popen[str]) -> None:
+        with self._change:
+            self._workers.remove(worker)
+        assert worker.stdin is not None
+        worker.stdin.close()
+        worker.wait()
 
 
 def _say(worker: subprocess.Popen[str], line: str) -> None:
@@ -207,6 +277,12 @@ def _say(worker: subprocess.Popen[str], line: str) -> None:
         worker.stdin.flush()
     except BrokenPipeError:
         return  # it died; reading its answer tells
+
+
+def _ending(code: int) -> str:
+    if code in (-signal.SIGKILL, OUT_OF_MEMORY):
+        return "out of memory, or killed"
+    return f"exit code {code}"
 
 
 def _stock(found: Counter[str], missing: Counter[str]) -> str:

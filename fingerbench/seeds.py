@@ -10,11 +10,24 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # as PyTorch asks for; cuBLAS reads it when it starts
+
 
 def seed_for(seed: int, *names: str) -> int:
     """Return a seed in [0, 2**63) for the component called `names` of the experiment seeded with `seed`."""
     digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def fix_order(deterministic: bool) -> None:
+    """Let this process compute repeatably where it otherwise need not be, on a GPU; slower there.
+
+    Off, cuDNN picks the fastest of its algorithms by trial, and some kernels add in no fixed order. On, what has no
+    repeatable form raises a RuntimeError that names it. cuBLAS reads its part, `CUBLAS`, from the environment.
+    """
+    torch.backends.cudnn.benchmark = not deterministic  # shapes hardly change, so a trial pays
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @contextmanager

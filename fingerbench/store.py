@@ -1,8 +1,8 @@
 """The store: the only cache. Whatever took time to make lives here once, under a key of what it was made from.
 
 An artefact is a folder `KIND/KEY` with `payload.safetensors` and `record.json`. It is written elsewhere and renamed
-into place, so what exists is complete, and both files carry checksums, so what is damaged is found. A file lock per
-key keeps two processes from making the same thing twice; it only saves work, nothing breaks without it.
+into place, so what exists is complete, and both files carry checksums, so what is damaged is found. A lock per key
+keeps two processes from making the same thing twice; it only saves work, nothing breaks without it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 from collections import Counter
@@ -23,16 +24,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from torch import Tensor
 
-from fingerbench.errors import DamagedError, UserError, writing
+from fingerbench.errors import DamagedError, UserError, require_schema, unknown, writing
+from fingerbench.untrusted import content, parse_json, parse_tensors
 
 if TYPE_CHECKING:
     from fingerbench.cost import Sizes, Work
 
 SCHEMA = 1
 PAYLOAD, RECORD = "payload.safetensors", "record.json"
+LOCKS = ("flock", "lease")
+NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says where there is none
+LEASE_S = 60.0  # after which a lease that nobody renewed may be taken; its holder renews it three times as often
+FORM = {"kind": str, "key": str, "bytes": int, "sha256": str, "facts": dict}  # of a record, as far as it is read
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,7 @@ class Spec:
     @cached_property
     def key(self) -> str:
         """The sha256 of this description, in which each parent stands as its own key."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return key_of(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """Return the description as plain data."""
@@ -77,6 +82,19 @@ class Spec:
     def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make the artefact: its tensors, and plain facts for the record."""
         raise NotImplementedError
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """Return the key of what `identity` describes, as `Spec.identity` gives it and the record of an artefact has it."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Stored(Spec):
+    """An artefact known by its place in a store alone: for who looks after one, whatever made what is in it."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        self.__dict__.update(kind=kind, key=key)  # what a spec derives from its fields; this one has none
 
 
 def family(specs: Iterable[Spec]) -> dict[str, Spec]:
@@ -130,10 +148,24 @@ class Artefact:
 
 
 class Store:
-    """A folder of artefacts, shared by any number of processes."""
+    """A folder of artefacts, shared by any number of processes.
 
-    def __init__(self, root: Path | str) -> None:
+    locks: "flock", which the system lets go when its holder dies; or "lease", for file systems without flock or on
+    which it does not reach other hosts: a file that its holder touches, and that whoever has seen it untouched for
+    `lease_s` seconds of their own monotonic clock may take. What the hosts think the time is does not matter. All
+    processes on one store must use the same.
+
+    Raises:
+        UserError: there are no such locks.
+    """
+
+    def __init__(self, root: Path | str, locks: str = "flock", lease_s: float = LEASE_S) -> None:
+        if locks not in LOCKS:
+            raise unknown("locks", locks, LOCKS)
         self.root = Path(root).absolute()
+        self.locks = locks
+        self.lease_s = lease_s
+        self._leases: dict[str, BaseFileLock] = {}  # each remembers since when it saw its file untouched
 
     def path(self, spec: Spec) -> Path:
         """Return the folder where the artefact is, or would be."""
@@ -152,27 +184,44 @@ class Store:
 
         Raises:
             KeyError: it is not there.
-            DamagedError: it does not match its checksums.
+            DamagedError: it does not match its checksums, or is something else.
+            UserError: it is of another version, or may not be read.
         """
-        record, payload = self._read(spec)
-        tensors = safetensors.torch.load(payload)
+        record, tensors = self._read(spec)
         return Artefact({name: tensor.to(device) for name, tensor in tensors.items()}, record)
 
     def facts(self, spec: Spec) -> dict[str, Any]:
-        """Read the facts noted about an artefact, without its tensors."""
+        """Read the facts noted about an artefact, without its tensors; raises what `load` does."""
         return self._record(spec)["facts"]
 
+    def record(self, spec: Spec) -> dict[str, Any]:
+        """Read the record of an artefact, without its checksum of itself; raises as `load` does."""
+        return self._record(spec)
+
+    def adopt(self, spec: Spec, folder: Path) -> None:
+        """Publish a folder, on the file system of the store, that holds the files of an artefact."""
+        with writing(self.root, "store"):
+            self._publish(folder, self.path(spec))
+
     def verify(self, spec: Spec) -> str | None:
-        """Check a stored artefact; a damaged one is set aside. Returns what was wrong, or None."""
+        """Check a stored artefact; a damaged one is set aside. Returns what was wrong, or None.
+
+        Raises KeyError and UserError as `load` does.
+        """
         try:
             self._read(spec)
         except DamagedError as error:
-            aside = self.root / "damaged" / f"{spec.kind}-{spec.key[:16]}-{time.time_ns()}"
-            with writing(self.root, "store"), suppress(FileNotFoundError):  # another process may have been faster
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                self.path(spec).rename(aside)
+            with writing(self.root, "store"):
+                aside = self._set_aside(self.path(spec))
             return f"{error}; set aside in {aside}, to be rebuilt"
         return None
+
+    def _set_aside(self, place: Path) -> Path:
+        aside = self.root / "damaged" / f"{place.parent.name}-{place.name[:16]}-{time.time_ns()}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process may have been faster
+            place.rename(aside)
+        return aside
 
     def save(self, spec: Spec, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Publish an artefact: all of it, or nothing."""
@@ -189,19 +238,52 @@ class Store:
             "sha256": hashlib.sha256(payload).hexdigest(),
         }
         record["record_sha256"] = _checksum(record)
-        draft = self.root / "drafts" / f"{spec.key}-{os.getpid()}"
+        draft = self.root / "drafts" / f"{spec.key}-{platform.node()}-{os.getpid()}"
         with writing(self.root, "store"):
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            _write(draft / PAYLOAD, payload)
-            _write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
-            self._publish(draft, self.path(spec))
-            self.checkpoint(spec).unlink(missing_ok=True)
+            try:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+                _write(draft / PAYLOAD, payload)
+                _write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
+                self._publish(draft, self.path(spec))
+                self.checkpoint(spec).unlink(missing_ok=True)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)  # a full disk needs the room
+
+    def remember(self, name: str, settings: Mapping[str, Any], sha256: str) -> None:
+        """Note what the data set called `name` was, under its settings, when this store first made something of it.
+
+        Raises:
+            UserError: it was another then.
+        """
+        text = json.dumps(settings, sort_keys=True)
+        place = self.root / "data" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        try:
+            note = json.loads(place.read_bytes())
+            known, schema = note["sha256"], note["schema"]
+        except (FileNotFoundError, NotADirectoryError):
+            self._note(place, {"schema": SCHEMA, "name": name, "settings": settings, "sha256": sha256})
+            return
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{place} is damaged; delete it, it is made again") from None
+        require_schema(place, schema, SCHEMA, "choose another store with store=DIR")
+        if known != sha256:
+            raise UserError(
+                f"data={name}: its files changed since the store {self.root} was begun: expected sha256 {known}, got "
+                f"{sha256}; restore them, or begin another store with store=DIR"
+            )
+
+    def _note(self, place: Path, content: Mapping[str, Any]) -> None:
+        draft = place.with_name(f".{place.name}-{platform.node()}-{os.getpid()}")
+        with writing(self.root, "store"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _write(draft, json.dumps(content, indent=1).encode())
+            draft.rename(place)
 
     @contextmanager
     def claim(self, spec: Spec) -> Iterator[bool]:
         """Hold the lock of `spec` inside the block; yields False at once where another process holds it."""
-        lock = FileLock(self.root / "locks" / f"{spec.key}.lock", timeout=0)
+        lock = self._lock(spec.key)
         try:
             with writing(self.root, "store"):
                 (self.root / "locks").mkdir(parents=True, exist_ok=True)
@@ -209,47 +291,86 @@ class Store:
         except Timeout:
             yield False
             return
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            raise UserError(
+                f"the file system of the store {self.root} has no flock ({error.strerror}); use locks=lease in every "
+                "process on it"
+            ) from error
         try:
             yield True
         finally:
             lock.release()
+
+    def _lock(self, key: str) -> BaseFileLock:
+        if self.locks == "flock":
+            return FileLock(self.root / "locks" / f"{key}.lock", timeout=0, fallback_to_soft=False)
+        if key not in self._leases:
+            path = self.root / "locks" / f"{key}.lease"
+            self._leases[key] = SoftFileLease(path, timeout=0, lease_duration=self.lease_s)
+        return self._leases[key]
 
     def _publish(self, draft: Path, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             draft.rename(place)
         except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR} or not os.path.lexists(place):
                 raise
-            shutil.rmtree(draft)  # another process published the same artefact first
+            if (place / RECORD).is_file():
+                shutil.rmtree(draft)  # another process published the same artefact first
+                return
+            self._set_aside(place)  # a folder that lost its record, or what is none, would keep it out for ever
+            draft.rename(place)
 
     def _record(self, spec: Spec) -> dict[str, Any]:
         path = self.path(spec) / RECORD
         try:
-            record = json.loads(path.read_bytes())
-            sound = record.pop("record_sha256") == _checksum(record)
+            record = parse_json(self._content(path))
+            sound = isinstance(record, dict) and record.pop("record_sha256", None) == _checksum(record)
         except FileNotFoundError:
             raise KeyError(f"{spec.label} is not in the store {self.root}") from None
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, RecursionError):
             sound = False
-        if not sound:
+        if not sound or not isinstance(record.get("schema"), int):
             raise DamagedError(f"{spec.label}: {path} is damaged")
         if record["schema"] != SCHEMA:
             raise UserError(
                 f"the store {self.root} has schema {record['schema']}, this version reads {SCHEMA}; "
                 "choose another with store=DIR"
             )
+        told = {name: type(record.get(name)) for name in FORM}
+        if told != FORM or (record["kind"], record["key"]) != (spec.kind, spec.key):
+            raise DamagedError(f"{spec.label}: {path} is the record of something else")
         return record
 
-    def _read(self, spec: Spec) -> tuple[dict[str, Any], bytes]:
+    def _content(self, path: Path) -> bytes:
+        try:
+            return content(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path}: {error.strerror}; grant access and run the same command again, or choose another "
+                "folder with store=DIR"
+            ) from error
+
+    def _read(self, spec: Spec) -> tuple[dict[str, Any], dict[str, Tensor]]:
         record = self._record(spec)
         path = self.path(spec) / PAYLOAD
-        payload = path.read_bytes() if path.is_file() else b""
+        try:
+            payload = self._content(path)
+        except (FileNotFoundError, ValueError):
+            payload = b""
         if len(payload) != record["bytes"]:
             raise DamagedError(f"{spec.label}: {path} has {len(payload)} of {record['bytes']} bytes")
         if hashlib.sha256(payload).hexdigest() != record["sha256"]:
             raise DamagedError(f"{spec.label}: {path} does not match its checksum")
-        return record, payload
+        try:
+            return record, parse_tensors(payload)[0]
+        except ValueError as error:
+            raise DamagedError(f"{spec.label}: {path} holds {error}") from error
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

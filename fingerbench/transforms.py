@@ -103,7 +103,7 @@ class Median:
         """Return x smoothed; nothing is drawn. The gradient goes to the pixel that is the median."""
         n, c, h, w = x.shape
         patches = F.unfold(_extend(x, self.size), self.size).view(n, c, self.size**2, h, w)
-        return patches.median(2).values
+        return patches.sort(2).values[:, :, (self.size**2 - 1) // 2]  # median() has no repeatable form on a GPU
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,21 @@ def shear(x: Tensor, across: float, along: float) -> Tensor:
     linear = inverse * half / half[:, None]
     theta = torch.cat([linear, linear.sum(1, keepdim=True) - 1], dim=1).to(x)
     grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=True)
+    if _must_repeat(x):
+        return _sample(x, grid[0])
     return F.grid_sample(x, grid, align_corners=True)
+
+
+def _sample(x: Tensor, grid: Tensor) -> Tensor:
+    """Return what `F.grid_sample` gives with corners aligned, for one grid (h, w, 2) of all images, by indexing."""
+    h, w = x.shape[-2:]
+    column, row = (grid[..., axis].add(1) / 2 * (side - 1) for axis, side in enumerate((w, h)))
+    total = torch.zeros_like(x)
+    for v, u in ((row.floor() + i, column.floor() + j) for i in (0, 1) for j in (0, 1)):
+        inside = (v >= 0) & (v < h) & (u >= 0) & (u < w)
+        weight = (1 - (row - v).abs()) * (1 - (column - u).abs()) * inside
+        total = total + weight * x[:, :, v.clamp(0, h - 1).long(), u.clamp(0, w - 1).long()]
+    return total
 
 
 def convolve(x: Tensor, kernel: Tensor) -> Tensor:
@@ -186,7 +200,16 @@ def convolve(x: Tensor, kernel: Tensor) -> Tensor:
 
 def _extend(x: Tensor, size: int) -> Tensor:
     """Return x with size // 2 more pixels on each side, mirrored about the pixels of its border."""
-    return F.pad(x, (size // 2,) * 4, mode="reflect")
+    more = size // 2
+    if not _must_repeat(x):
+        return F.pad(x, (more,) * 4, mode="reflect")
+    rows, columns = ((side - 1) - ((side - 1) - torch.arange(-more, side + more).abs()).abs() for side in x.shape[-2:])
+    return x[:, :, rows[:, None].to(x.device), columns.to(x.device)]
+
+
+def _must_repeat(x: Tensor) -> bool:
+    """Tell whether to index: on a GPU gradients of grid_sample and of mirrored borders have no repeatable form."""
+    return torch.are_deterministic_algorithms_enabled() and x.device.type != "cpu"
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -2,7 +2,8 @@
 
 Input: one line with the settings as JSON, then one spec a line, pickled and in base64. Output: one JSON object a spec,
 with its `status`: "made", with the seconds that took, "found" (another process was faster), "busy" (another process is
-at it), or "failed".
+at it), or "failed", with `broken` where the process may be in a state to fail at all that follows, as after an error of
+CUDA. One that lacks memory ends, with exit code OUT_OF_MEMORY.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ import torch
 from omegaconf import OmegaConf
 
 from fingerbench.bench import Bench
-from fingerbench.errors import DamagedError, UserError
+from fingerbench.data import digest
+from fingerbench.errors import BuildError, DamagedError, UserError
+from fingerbench.pool import OUT_OF_MEMORY
+from fingerbench.seeds import fix_order
 from fingerbench.store import Spec
 from fingerbench.workshop import Workshop, peak_memory
 
 
 def main() -> None:
     """Serve until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C and schedulers reach the whole group; the parent decides
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not end up among the replies
     settings = OmegaConf.create(json.loads(sys.stdin.readline()))
     specs = _listen()
     torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.benchmark = True  # shapes hardly change; on a CPU it does nothing
+    fix_order(settings.deterministic)
     bench = Bench(settings)
     while True:
         reply = _attempt(bench, specs.get())
@@ -60,9 +65,16 @@ def _attempt(bench: Bench, line: str) -> dict[str, Any]:
         spec: Spec = pickle.loads(base64.b64decode(line))  # noqa: S301 - from the parent process, see `Pool`
         return _make(bench.workshop, spec)
     except Exception as error:  # noqa: BLE001 - the parent decides what becomes of it
-        user = isinstance(error, UserError)
-        text = str(error) if user or isinstance(error, DamagedError) else traceback.format_exc()
-        return {"status": "failed", "user": user, "error": text}
+        if _out_of_memory(error):
+            os._exit(OUT_OF_MEMORY)  # whatever holds the memory goes with this process
+        told = isinstance(error, UserError | BuildError | DamagedError)
+        text = str(error) if told else traceback.format_exc()
+        return {"status": "failed", "user": isinstance(error, UserError), "error": text, "broken": not told}
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The allocator of PyTorch's CPU tensors has no exception of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
@@ -72,11 +84,22 @@ def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
             return {"status": "busy"}
         if store.has(spec):
             return {"status": "found"}
+        _refuse_changed(workshop, spec)
         began = time.monotonic()
         with peak_memory(workshop.device) as peak:
             tensors, facts = spec.make(workshop)
         store.save(spec, tensors, {**facts, "peak_mib": peak()})
         return {"status": "made", "seconds": time.monotonic() - began}
+
+
+def _refuse_changed(workshop: Workshop, spec: Spec) -> None:
+    expected = getattr(spec, "data", None)  # the digest of the data set, in specs that hang on one
+    found = workshop.once("digest", "data", lambda: digest(workshop.data))
+    if expected not in (None, found):
+        raise UserError(
+            f"the data set changed while this ran: expected sha256 {expected}, got {found}; restore its files and run "
+            "the same command again"
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,9 +30,68 @@ TINY = [
 ]
 
 
-def start(script, *words, cwd=ROOT, **kwargs):
-    """Start `python script words...` and return the process, its output as text."""
-    environment = os.environ | {"PYTHONPATH": str(cwd), "COLUMNS": "120"}
+# What raises on a GPU under deterministic=true: see torch.use_deterministic_algorithms.
+UNREPEATABLE = {
+    *("adaptive_max_pool2d_backward", "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "cumsum", "histc"),
+    *("_upsample_bilinear2d_aa_backward", "upsample_bicubic2d_backward", "upsample_linear1d_backward", "put_"),
+    *("reflection_pad1d_backward", "reflection_pad2d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward"),
+    *("median", "kthvalue", "nll_loss2d_forward", "max_unpool2d", "_ctc_loss_backward"),
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Notes in `names` which operations run inside the block, those of the gradients among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+LEDGER = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", type=int, default=3, help="how many times to kill in tests/test_faults.py")
+    parser.addoption("--ledger", type=Path, help="also write what became of the faults here, as a table")
+
+
+@pytest.fixture(scope="session")
+def faults(request):
+    """How often to inject a fault that may be injected at many moments."""
+    return request.config.getoption("faults")
+
+
+@pytest.fixture
+def ledger(request):
+    """Note a fault, how often it was injected and survived, and how many finished artefacts it cost."""
+    rows = request.config.stash.setdefault(LEDGER, [])
+
+    def note(fault, injected, survived, lost):
+        rows.append((fault, injected, survived, lost))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(LEDGER, [])
+    if not rows:
+        return
+    total = ("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
+    lines = ["| fault | injected | survived | finished artefacts lost |", "| :--- | ---: | ---: | ---: |"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in [*rows, total]]
+    terminalreporter.section("faults")
+    terminalreporter.write_line("\n".join(lines))
+    if config.getoption("ledger"):
+        config.getoption("ledger").write_text("\n".join(lines) + "\n")
+
+
+def start(script, *words, cwd=ROOT, environment=(), **kwargs):
+    """Start `python script words...`, with more in its environment, and return the process, its output as text."""
+    environment = os.environ | {"PYTHONPATH": str(cwd), "COLUMNS": "120"} | dict(environment)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *script, *words], cwd=cwd, env=environment, **pipes, **kwargs)
 

@@ -52,6 +52,15 @@ def test_half_precision_asks_every_suspect_again(built):
         assert float(labels.rstrip("%")) < 20
 
 
+def test_determinism_measures_both_by_turns_and_their_ratio():
+    words = "--architectures resnet18 --images 8 --batch 8 --size 16 --rounds 1 --device cpu"
+    output = finish(start(["benchmarks/determinism.py"], *words.split()))
+    _, _, *rows = columns(output)
+    assert [row[0] for row in rows] == ["resnet18", "sagan"]
+    for _, off, on, ratio in rows:
+        assert float(ratio) == pytest.approx(float(on) / float(off), rel=0.1, abs=0.1)
+
+
 def test_rounding_to_half_precision_changes_weights_and_buffers_by_little(zoo_cost):
     model = network("resnet18", 10, 0.125)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

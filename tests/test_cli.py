@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import TINY, finish, start
 
 import fingerbench as fb
@@ -35,6 +36,23 @@ def test_an_unknown_list_is_answered_with_the_nearest(capsys):
 def test_show_prints_the_configuration(capsys):
     assert main(["show", "method=ipguard"]) == 0
     assert "methods.ipguard.IPGuard" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (b"name: x\n  _target_: [\n", "odd.yaml, line 2: not YAML (mapping values are not allowed here); mend it"),
+        (b"name: \xff\n", "not UTF-8"),
+        (b"- a\n", "expected a config node with a _target_, got ['a']; let it name a class"),
+        (b"name: x\n_target_: os.odd\n", "cannot build os.odd: Error loading 'os.odd': ModuleNotFoundError"),
+    ],
+)
+def test_a_config_file_that_makes_no_sense_is_told_in_one_line(tmp_path, capsys, content, answer):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "odd.yaml").write_bytes(content)
+    assert main(["verify", "method=odd", f"hydra.searchpath=[file://{tmp_path}]", f"store={tmp_path / 'store'}"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and answer in told and told.count("\n") == 1
 
 
 def test_verify_counts_what_is_sound(built, capsys):

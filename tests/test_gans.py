@@ -387,6 +387,13 @@ def test_a_broken_checkpoint_is_named(tmp_path):
         SMALL.train(digits(), 10, fresh(), torch.device("cpu"), tmp_path / "key.pt")
 
 
+@pytest.mark.parametrize("schema", [0, 2])
+def test_a_checkpoint_of_another_schema_is_refused(tmp_path, schema):
+    torch.save({"schema": schema}, tmp_path / "key.pt")
+    with pytest.raises(UserError, match=f"schema {schema}, this version reads 1.*delete it to start over"):
+        SMALL.train(digits(), 10, fresh(), torch.device("cpu"), tmp_path / "key.pt")
+
+
 def test_a_frozen_gan_answers_the_same_twice_and_after_a_file(tmp_path):
     gan = trained()
     expected = answers(gan)

@@ -21,8 +21,9 @@ from fingerbench.evaluate.specs import ResponseSpec, fingerprint_of
 from fingerbench.gans import train
 from fingerbench.nets import Normalise, network
 from fingerbench.ops import matching_rate, predict
-from fingerbench.seeds import seeded
+from fingerbench.seeds import fix_order, seeded
 from fingerbench.store import Artefact
+from fingerbench.transforms import GaussianBlur, shear
 from fingerbench.workshop import Workshop, peak_memory, pick_bfloat16, pick_device, revive
 from fingerbench.zoo.train import Recipe, Workbench, fit
 
@@ -259,3 +260,20 @@ def test_the_stand_in_refuses_what_cuda_refuses():
             there.numpy()
         with pytest.raises(RuntimeError, match="generator"):
             torch.rand(3, device=device, generator=torch.Generator())
+
+
+@others
+def test_transforms_have_repeatable_gradients_there(device):
+    x = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    fix_order(True)
+    try:
+        results = []
+        for place in (CPU, device, device):
+            pixels = x.to(place).requires_grad_(True)
+            moved = shear(pixels, 0.1, -0.2) * 2 + GaussianBlur(0.8)(pixels, torch.Generator())
+            results.append([moved.detach().cpu(), torch.autograd.grad(moved.square().sum(), pixels)[0].cpu()])
+    finally:
+        fix_order(False)
+    for here, there, again in zip(*results, strict=True):
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
+        assert torch.equal(there, again)

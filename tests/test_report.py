@@ -173,6 +173,19 @@ def test_runs_on_other_models_are_refused(tmp_path):
         report([tmp_path], tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "manifest.json"])
+@pytest.mark.parametrize("schema", [0, 2])
+def test_files_of_another_schema_are_refused(tmp_path, name, schema):
+    folder = write(tmp_path / "run", scores())
+    content = json.loads((folder / name).read_text())
+    assert load(folder).row["method"]  # from before they had one
+    (folder / name).write_text(json.dumps(content | {"schema": 1}))
+    assert load(folder).row["method"]
+    (folder / name).write_text(json.dumps(content | {"schema": schema}))
+    with pytest.raises(UserError, match=f"{name} has schema {schema}, this version reads 1.*leave the folder out"):
+        load(folder)
+
+
 @pytest.mark.parametrize("name", ["scores.csv", "metrics.json", "manifest.json"])
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", "a,b\n1", b"\xff\x00"])
 def test_damaged_files_are_named(runs, tmp_path, name, content):

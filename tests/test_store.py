@@ -1,9 +1,13 @@
 """The store: keys, atomic publication, damage found and set aside, locks."""
 
+import errno
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -103,6 +107,65 @@ def test_damage_is_named_and_set_aside(store, damage, file):
     assert store.verify(spec) is None
 
 
+def replace_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_a_loop(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def replace_by_another(path):
+    path.write_bytes((path.parents[1] / Toy(2.0).key / path.name).read_bytes())
+
+
+def nest_deeply(path):
+    path.write_bytes(b'{"record_sha256":' + b"[" * 100_000)
+
+
+@pytest.mark.parametrize("damage", [replace_by_a_folder, replace_by_a_loop, replace_by_another, nest_deeply])
+@pytest.mark.parametrize("file", [PAYLOAD, RECORD])
+def test_what_is_something_else_is_named_and_rebuilt(store, damage, file):
+    spec = Toy(1.0)
+    store.save(spec, TENSORS, {})
+    store.save(Toy(2.0), {"w": torch.zeros(2, 3), "n": torch.tensor(4)}, {})
+    damage(store.path(spec) / file)
+    for read in (store.load, store.facts) if file == RECORD else (store.load,):
+        with pytest.raises(DamagedError, match=str(store.path(spec) / file)):
+            read(spec)
+    trouble = store.verify(spec)
+    assert trouble is not None and "set aside" in trouble
+    store.save(spec, TENSORS, {})
+    assert store.verify(spec) is None and store.has(spec)
+
+
+def test_a_folder_that_lost_its_record_does_not_keep_the_artefact_out(store):
+    spec = Toy(1.0)
+    store.save(spec, TENSORS, {})
+    (store.path(spec) / RECORD).unlink()
+    assert not store.has(spec)
+    store.save(spec, TENSORS, {"n": 2})
+    assert store.load(spec).facts == {"n": 2}
+    store.path(Toy(3.0)).write_bytes(b"no folder")
+    store.save(Toy(3.0), TENSORS, {"n": 3})
+    assert store.load(Toy(3.0)).facts == {"n": 3}
+    assert len(list((store.root / "damaged").iterdir())) == 2
+
+
+def test_a_file_that_may_not_be_read_is_not_set_aside(store, monkeypatch):
+    store.save(Toy(1.0), TENSORS, {})
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match="Permission denied; grant access"):
+        store.verify(Toy(1.0))
+    assert store.has(Toy(1.0))
+
+
 def test_every_flipped_bit_of_a_record_is_found(store):
     spec = Toy(1.0)
     store.save(spec, {"w": torch.zeros(1)}, {"x": 1})
@@ -141,6 +204,68 @@ def test_a_claim_is_exclusive_between_processes(store):
         holder.stdout.close()
     with store.claim(spec) as mine:
         assert mine
+
+
+HOLD = """
+import os, sys
+from fingerbench.store import Store
+from test_store import Toy
+with Store(sys.argv[1], "lease", 1.0).claim(Toy(1.0)) as mine:
+    print("held" if mine else "not held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lease_is_renewed_by_its_holder_and_taken_from_a_dead_one(store):
+    spec, store = Toy(1.0), Store(store.root, "lease", 1.0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, store.root], **pipes, cwd=Path(__file__).parent)
+    try:
+        assert holder.stdout.readline().strip() == "held"
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            with store.claim(spec) as mine:
+                assert not mine, "for three times as long as it lasts unless renewed"
+            time.sleep(0.2)
+    finally:
+        holder.send_signal(signal.SIGSTOP)  # as good as gone, and its process is still there
+        for _ in range(100):
+            with store.claim(spec) as mine:
+                pass
+            if mine:
+                break
+            time.sleep(0.1)
+        holder.kill()
+        holder.communicate()
+    assert mine
+
+
+def test_a_file_system_without_flock_is_told_with_the_way_out(store, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with pytest.raises(UserError, match="use locks=lease"), store.claim(Toy(1.0)):
+        pass
+    with Store(store.root, "lease").claim(Toy(1.0)) as mine:
+        assert mine
+
+
+def test_unknown_locks_are_refused(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'flock'"):
+        Store(tmp_path, "flok")
+
+
+def test_a_changed_data_set_is_refused_and_another_is_not(store):
+    store.remember("digits", {"size": 16}, "aa")
+    store.remember("digits", {"size": 16}, "aa")
+    store.remember("digits", {"size": 8}, "bb")
+    with pytest.raises(UserError, match=r"expected sha256 aa, got bb; restore them, or .*store=DIR"):
+        store.remember("digits", {"size": 16}, "bb")
+    for place in (store.root / "data").iterdir():
+        place.write_text("{")
+    with pytest.raises(UserError, match="damaged; delete it"):
+        store.remember("digits", {"size": 16}, "aa")
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path):

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from fingerbench import transforms
 from fingerbench.transforms import (
     GaussianBlur,
     GaussianNoise,
@@ -197,3 +199,31 @@ def test_every_transform_is_differentiable_repeatable_and_leaves_global_randomne
     assert gradient.abs().sum() > 0
     assert torch.equal(y, transform(x, generator(1)))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("h", "w"), [(8, 8), (5, 9), (3, 2)])
+@pytest.mark.parametrize(("across", "along"), [(0.0, 0.0), (0.1, -0.3), (-0.9, 0.7)])
+def test_a_shear_by_indexing_is_that_of_grid_sample_and_so_is_its_gradient(h, w, across, along, monkeypatch):
+    x = torch.rand(2, 3, h, w, generator=generator(), dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, 3, h, w, generator=generator(1), dtype=torch.float64)
+    expected = shear(x, across, along)
+    monkeypatch.setattr(transforms, "_must_repeat", lambda x: True)
+    found = shear(x, across, along)
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, found)]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_the_median_is_that_of_pytorch_to_the_bit(size):
+    x = torch.rand(2, 3, 8, 8, generator=generator())
+    patches = F.unfold(F.pad(x, (size // 2,) * 4, mode="reflect"), size).view(2, 3, size**2, 8, 8)
+    assert torch.equal(Median(size)(x, generator()), patches.median(2).values)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_borders_mirrored_by_indexing_are_those_of_pytorch(size, monkeypatch):
+    x = torch.rand(2, 3, 4, 7, generator=generator())
+    expected = transforms._extend(x, size)
+    monkeypatch.setattr(transforms, "_must_repeat", lambda x: True)
+    assert torch.equal(transforms._extend(x, size), expected)

@@ -1,14 +1,18 @@
 """The zoo: its rows, and that each attack does what its name says."""
 
 import copy
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import fingerbench as fb
 from fingerbench import config
 from fingerbench.data.augment import Augment
-from fingerbench.errors import UserError
+from fingerbench.errors import DivergedError, UserError
 from fingerbench.nets import ARCHITECTURES, final_layer, network
 from fingerbench.ops import predict
 from fingerbench.records import Images
@@ -22,7 +26,7 @@ from fingerbench.zoo.noise import Noise, NoisedCopy, disturb
 from fingerbench.zoo.prune import Prune, weight_layers
 from fingerbench.zoo.surrogates import Augmented, Shared, refuse_overlap
 from fingerbench.zoo.table import Zoo, suspects
-from fingerbench.zoo.train import DivergedError, Recipe, Scene, Scratch, Workbench, fit, supervise
+from fingerbench.zoo.train import Recipe, Scene, Scratch, Workbench, fit, supervise
 
 RECIPE = Recipe(epochs=2, batch=16, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine")
 CLASSES = 3
@@ -266,6 +270,36 @@ def test_a_loss_that_is_not_finite_stops_the_training(victim):
     s = scene(victim)
     with pytest.raises(DivergedError, match="epoch 1"):
         fit(s.victim, s.half.x, lambda logits, _x, _i: logits.sum() * float("nan"), RECIPE, s.workbench)
+
+
+@dataclass(frozen=True)
+class Frail:
+    """Its loss is finite at a tenth of the rate alone, or never."""
+
+    ever: bool
+    students: ClassVar[bool] = True
+
+    def make(self, variant, s):
+        sound = self.ever and s.workbench.caution < 1
+        return fit(
+            s.network(), s.half.x, lambda o, _x, _i: o.mean() * (1.0 if sound else math.nan), RECIPE, s.workbench
+        )
+
+
+@pytest.fixture
+def frail(tmp_path):
+    bench = fb.open("data=digits", f"store={tmp_path}", "precision=bfloat16")
+    spec = replace(bench.zoo.original(), name="frail", precision="bfloat16")
+    return bench, lambda ever: replace(spec, attack=Frail(ever))
+
+
+def test_a_training_that_diverges_is_begun_once_more_and_says_so(frail):
+    bench, spec = frail
+    _, facts = spec(True).make(bench.workshop)
+    assert facts["retried"] == "loss nan in epoch 1 of 2; begun once more in float32, learning rates times 0.1"
+    assert facts["autocast"] is False and len(facts["losses"]) == 2
+    with pytest.raises(DivergedError, match=r"frail diverged: loss nan .* times 0.1: loss nan .* lower the lr"):
+        spec(False).make(bench.workshop)
 
 
 def test_an_unknown_schedule_is_named(victim):

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+SCHEMA = 1  # of metrics.json; those of before it had one are the same
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], float]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 STYLE: Any = {
+    "text.parse_math": False,  # a "$" in a label of a run is a dollar
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
     "font.size": 9,
     "axes.titlesize": 10,

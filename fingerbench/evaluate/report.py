@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fingerbench import manifest as manifests
 from fingerbench import status
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, one_line, require_schema
 from fingerbench.evaluate import metrics, plots, tables
+from fingerbench.untrusted import content, parse_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,6 +32,9 @@ COLUMNS = (
 )
 COSTS = ("seconds", "preparation_seconds", "peak_mib", "surrogates")
 PER_RUN = ("method", "source", "evasion", "seed", "profile")  # columns with one value in all rows of a run
+
+# What plain data of another form than expected leads to.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +124,10 @@ def find(paths: Iterable[Path]) -> list[Path]:
     """Return the folders with results, each once, at or below `paths`; UserError if a path has none."""
     folders: set[Path] = set()
     for path in paths:
-        here = {file.parent for name in ("scores.csv", "metrics.json") for file in path.resolve().rglob(name)}
+        try:
+            here = {file.parent for name in ("scores.csv", "metrics.json") for file in path.resolve().rglob(name)}
+        except (OSError, RuntimeError):  # may not be read; a link to itself, before Python 3.13
+            here = set()
         if not here:
             what = "no run with scores.csv in it" if path.is_dir() else "no such folder"
             raise UserError(f"{path}: {what}; give folders of runs, or a folder that holds them")
@@ -132,22 +141,51 @@ def load(folder: Path) -> Run:
     """Read scores.csv, metrics.json and manifest.json of one run; UserError if one is missing, damaged or at odds."""
     scores = read_scores(folder / "scores.csv")
     results, manifest = _read_json(folder / "metrics.json"), _read_json(folder / "manifest.json")
-    positive, negative = metrics.sides(scores)
+    remedy = "make the report with that version, or leave the folder out"
     try:
+        schema = results.get("schema", metrics.SCHEMA)
+        require_schema(folder / "metrics.json", schema, metrics.SCHEMA, remedy)
         row = _row(scores, results)
-        same = results["n"] == {"positives": len(positive), "negatives": len(negative)}
-        same &= bool(np.isclose(row["aruc"], metrics.aruc(positive, negative), rtol=0, atol=1e-9, equal_nan=True))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(folder / "metrics.json", f"not the metrics of a run ({error!r})") from error
+        same = _belong(results, row, scores)
+    except _MALFORMED as error:
+        raise _damaged(folder / "metrics.json", f"not the metrics of a run ({one_line(error)})") from error
     if not same:
         raise _damaged(folder / "metrics.json", "not the metrics of scores.csv beside it")
     try:
+        schema = manifest.get("schema", manifests.SCHEMA)
+        require_schema(folder / "manifest.json", schema, manifests.SCHEMA, remedy)
         time = datetime.datetime.fromisoformat(manifest["time"])
         models = manifest.get("store", {}).get("suspects")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(folder / "manifest.json", f"not the manifest of a run ({error!r})") from error
-    time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
-    return Run(folder, scores, row, time, _digest(json.dumps(models, sort_keys=True)) if models else "")
+        digest = _digest(json.dumps(models, sort_keys=True)) if models else ""
+    except _MALFORMED as error:
+        raise _damaged(folder / "manifest.json", f"not the manifest of a run ({one_line(error)})") from error
+    return Run(folder, scores, row, time if time.tzinfo else time.replace(tzinfo=datetime.UTC), digest)
+
+
+def _belong(results: dict[str, Any], row: dict[str, Any], scores: DataFrame) -> bool:
+    """Tell whether metrics are those of the scores: all but the bootstrap intervals, which must lie in [0, 1]."""
+    positive, negative = metrics.sides(scores)
+    rounded = metrics.sides(scores, "score_8bit")
+    expected = {
+        "aruc": metrics.aruc(positive, negative),
+        "auc": metrics.auc(positive, negative),
+        "tpr_at_1fpr": metrics.tpr_at_fpr(positive, negative, 0.01),
+        "tpr_at_5fpr": metrics.tpr_at_fpr(positive, negative, 0.05),
+        "aruc_8bit": metrics.aruc(*rounded),
+        "auc_8bit": metrics.auc(*rounded),
+    }
+    ends = metrics.separating_interval(positive, negative) or (float("nan"), float("nan"))
+    expected |= dict(zip(("separating_low", "separating_high"), ends, strict=True))
+    families = {str(f): metrics.family_summary(scores, str(f))["margin"] for f in scores["family"].unique()}
+    expected |= {f"margin_{family}": margin for family, margin in families.items() if margin is not None}
+    intervals = [row[f"{name}_{end}"] for name in ("aruc", "auc") for end in ("low", "high")]
+    return (
+        results["n"] == {"positives": len(positive), "negatives": len(negative)}
+        and set(results["families"]) == set(families)
+        and {name for name in row if name.startswith("margin_")} <= set(expected)
+        and all(np.isclose(row[name], value, rtol=0, atol=1e-9, equal_nan=True) for name, value in expected.items())
+        and all(np.isnan(end) or 0 <= end <= 1 for end in intervals)
+    )
 
 
 def read_scores(path: Path) -> DataFrame:
@@ -159,7 +197,7 @@ def read_scores(path: Path) -> DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        frame = pd.read_csv(io.BytesIO(content(path)), dtype=str, keep_default_na=False, na_values=[""])
         if not {"accuracy", "evasion"} & set(frame):
             frame = frame.assign(accuracy=float("nan"), evasion="none")
         frame = frame[list(COLUMNS)]
@@ -169,11 +207,14 @@ def read_scores(path: Path) -> DataFrame:
         metrics.snapped(frame[["score", "score_8bit"]])
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
-    except (ValueError, KeyError) as error:
-        raise _damaged(path, f"not the scores of a run ({error})") from error
+    except _MALFORMED as error:
+        raise _damaged(path, f"not the scores of a run ({one_line(error)})") from error
     mixed = [name for name in PER_RUN if frame[name].nunique(dropna=False) != 1]
     if mixed:
         raise _damaged(path, f"expected one value in all rows of {', '.join(mixed)}")
+    texts = frame[[name for name in COLUMNS if frame[name].dtype not in (bool, float, int)]]
+    if not all(str(text).isprintable() for text in np.unique(texts.fillna("").to_numpy(str))):
+        raise _damaged(path, "expected texts without control characters")
     if frame["suspect"].duplicated().any() or frame[["suspect", "family"]].isna().any(axis=None):
         raise _damaged(path, "expected a family in every row, and a suspect that occurs once")
     return frame
@@ -307,11 +348,11 @@ def _caption(runs: Sequence[Run]) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(content(path))
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
     except ValueError as error:
-        raise _damaged(path, f"not JSON ({error})") from error
+        raise _damaged(path, f"not JSON ({one_line(error)})") from error
 
 
 def _damaged(path: Path, why: str) -> UserError:
@@ -319,6 +360,8 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def _number(value: Any) -> float:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"expected a number or null, got {value!r}")
     return float("nan") if value is None else float(value)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -18,8 +17,9 @@ from torch import Tensor
 from fingerbench.bench import Bench
 from fingerbench.errors import writing
 from fingerbench.evaluate import gates, plots, tables
-from fingerbench.evaluate.metrics import summary
+from fingerbench.evaluate.metrics import SCHEMA, summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
+from fingerbench.fingerprints import write_fingerprint
 from fingerbench.manifest import manifest
 from fingerbench.records import Fingerprint, Suspect
 from fingerbench.store import Artefact, Spec
@@ -47,7 +47,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     facts = bench.store.facts(bench.fingerprint_spec)
     log.info("%s", summary_of(facts))
     frame = scores(bench)
-    metrics = summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
+    metrics = {"schema": SCHEMA} | summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
     if bench.evasion_spec:
         metrics["evasion"] = bench.store.facts(bench.evasion_spec)
     fid = bench.fid_spec()
@@ -62,7 +62,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         if len(curves):
             curves.to_csv(folder / "losses.csv", index=False)
         _write_json(folder / "metrics.json", metrics)
-        safetensors.torch.save_file(dict(fingerprint.tensors()), folder / "fingerprint.safetensors")
+        write_fingerprint(fingerprint, folder / "fingerprint.safetensors")
         draw(frame, fingerprint, folder / "figures")
         if fid:
             draw_gan(bench.store.load(fid), folder / "figures")

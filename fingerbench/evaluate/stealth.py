@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fingerbench.cost import Network, Pass, Sizes, Work, passes
-from fingerbench.errors import require
+from fingerbench.errors import DivergedError, require
 from fingerbench.evaluate.specs import FingerprintSpec
 from fingerbench.nets import blank, network
 from fingerbench.ops import ascend_sign, eight_bit, predict
@@ -25,7 +25,6 @@ from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.workshop import Workshop, revive
 from fingerbench.zoo.model import ModelSpec
-from fingerbench.zoo.train import DivergedError
 
 NORMAL, ABNORMAL = 0, 1  # the two outputs of a detector
 BATCH = 500  # images attacked at once

@@ -8,17 +8,19 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fingerbench.errors import UserError, writing
+from fingerbench.errors import UserError, one_line, require_schema, writing
 from fingerbench.records import Gan, Images
 
 log = logging.getLogger(__name__)
 
+SCHEMA = 1  # of checkpoints; those of before they had one are the same
 CHECKPOINT_S = 300.0  # between two checkpoints; a kill costs this much at most
 SETTLE_BATCHES = 64  # by which an averaged generator finds its batch statistics
 
@@ -227,7 +229,7 @@ def _write(path: Path, state: dict[str, Any], generator: torch.Generator, step: 
     with writing(path.parent, "store"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
-            torch.save({**content, "step": step, "random": generator.get_state()}, file)
+            torch.save({**content, "schema": SCHEMA, "step": step, "random": generator.get_state()}, file)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -237,11 +239,14 @@ def _resume(path: Path, state: dict[str, Any], generator: torch.Generator) -> in
     """Put everything back to where a checkpoint left it, and return the number of steps done."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        require_schema("it", content.get("schema", SCHEMA), SCHEMA, "finish the GAN with that version")
         for name, part in state.items():
             part.load_state_dict(content[name])
         generator.set_state(content["random"])
         step = int(content["step"])
     except Exception as error:  # whatever is wrong with it, the remedy is one
-        raise UserError(f"cannot go on from the checkpoint {path}: {error}; delete it to start over") from error
+        # PyTorch's advice would be to load it with pickle.
+        why = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else one_line(error)
+        raise UserError(f"cannot go on from the checkpoint {path}: {why}; or delete it to start over") from error
     log.info("going on after step %d, from %s", step, path)
     return step

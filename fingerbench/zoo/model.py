@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, passes
 from fingerbench.data.augment import Augment
+from fingerbench.errors import DivergedError
 from fingerbench.nets import blank, network
 from fingerbench.ops import predict
 from fingerbench.records import Half, Images
@@ -21,6 +23,10 @@ from fingerbench.store import Spec
 from fingerbench.task import Task
 from fingerbench.workshop import Workshop, pick_bfloat16, revive
 from fingerbench.zoo.train import Scene, Workbench
+
+log = logging.getLogger(__name__)
+
+CAUTION = 0.1  # of the second try where a training diverged
 
 
 class Attack(Protocol):
@@ -95,13 +101,17 @@ class ModelSpec(Spec):
         return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Train the model; the facts hold its quality and its agreement with its parent on the test split."""
+        """Train the model; the facts hold its quality and its agreement with its parent on the test split.
+
+        A training that diverges is begun once more, in float32 and with every learning rate multiplied by CAUTION;
+        the facts say so in `retried`. Default: not published.
+
+        Raises:
+            DivergedError: that diverges as well.
+        """
         began = time.perf_counter()
         victim = self.parent.load(workshop) if self.parent else None
-        autocast = pick_bfloat16(self.precision, workshop.device, self.architecture)
-        with seeded(self.seed) as generator:
-            bench = Workbench(workshop.device, autocast, self.augment, generator, workshop.data.task)
-            model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
+        model, trained = self._trained(workshop, victim)
         model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return dict(model.state_dict()), {
             "name": self.name,
@@ -109,10 +119,40 @@ class ModelSpec(Spec):
             "parent": self.parent.key if self.parent else None,
             "seed": self.seed,
             "device": workshop.device.type,
-            "autocast": autocast,
+            **trained,
             **_measure(model, victim, workshop.data.test.to(workshop.device), workshop.data.task),
             "seconds": time.perf_counter() - began,
         }
+
+    def _trained(self, workshop: Workshop, victim: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the model and how it was trained."""
+        autocast = pick_bfloat16(self.precision, workshop.device, self.architecture)
+        try:
+            model, losses = self._attempt(workshop, victim, autocast)
+            return model, {"autocast": autocast, "retried": None, "losses": losses}
+        except DivergedError as error:
+            retried = f"{error}; begun once more in float32, learning rates times {CAUTION:g}"
+        log.warning("%s: %s", self.name, retried)
+        try:
+            model, losses = self._attempt(workshop, victim, False, CAUTION)
+        except DivergedError as error:
+            raise DivergedError(
+                f"{self.name} diverged: {retried}: {error}; nothing of it is stored: lower the lr of its recipe "
+                "(conf/recipe, or conf/attack), or leave it out"
+            ) from error
+        return model, {"autocast": False, "retried": retried, "losses": losses}
+
+    def _attempt(
+        self, workshop: Workshop, victim: nn.Module | None, autocast: bool, caution: float = 1.0
+    ) -> tuple[nn.Module, list[float]]:
+        """Return the model and its mean loss in each epoch."""
+        with seeded(self.seed) as generator:
+            bench = Workbench(workshop.device, autocast, self.augment, generator, workshop.data.task, caution)
+            model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
+        values = (value for value in model.state_dict().values() if value.is_floating_point())
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise DivergedError("weights that are not finite")
+        return model, bench.losses
 
     def _scene(self, workshop: Workshop, bench: Workbench, victim: nn.Module | None) -> Scene:
         data, device = workshop.data, workshop.device

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -11,17 +12,13 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from fingerbench.data.augment import Augment
-from fingerbench.errors import unknown
+from fingerbench.errors import DivergedError, unknown
 from fingerbench.ops import pixels, predict
 from fingerbench.records import Images
 from fingerbench.task import Task
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs (b, outputs), images float (b, c, h, w), indices int64 (b,) into the split) -> scalar."""
-
-
-class DivergedError(RuntimeError):
-    """A loss became infinite or not a number; nothing was stored."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,8 @@ class Workbench:
     augment: Augment
     generator: torch.Generator  # on the CPU; order of batches, augmentation, random targets
     task: Task
+    caution: float = 1.0  # every learning rate is multiplied by it
+    losses: list[float] = field(default_factory=list)  # the mean of every epoch trained here, written by `fit`
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ def fit(
         DivergedError: the loss is not finite.
     """
     model = model.to(bench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
+    recipe = replace(recipe, lr=recipe.lr * bench.caution)
     learnt = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         learnt, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
@@ -128,8 +128,9 @@ def fit(
             optimizer.step()
             schedule.step()
             total += value.detach()
-        if not torch.isfinite(total):
-            raise DivergedError(f"loss {total.item()} in epoch {epoch + 1} of {recipe.epochs}; lower the recipe's lr")
+        bench.losses.append(total.item() / batches)
+        if not math.isfinite(bench.losses[-1]):
+            raise DivergedError(f"loss {bench.losses[-1]} in epoch {epoch + 1} of {recipe.epochs}")
     return model.eval()
 
 
