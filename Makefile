@@ -11,14 +11,14 @@ EXPERIMENTS ?= $(filter-out $(if $(findstring data=,$(SETTINGS)),metav_regressio
 	$(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo paper test test-slow test-faults lint bench bench-train clean
+.PHONY: help setup demo paper test test-slow test-faults test-slurm lint bench bench-train clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev]' -c constraints.txt
+	$(BIN)/pip install --quiet -e '.[dev,cluster]' -c constraints.txt
 	touch $@
 
 setup: $(READY) ## virtual environment with the pinned dependencies
@@ -42,6 +42,9 @@ test-slow: $(READY) ## the long and statistical tests
 
 test-faults: $(READY) ## 50 kills and all other faults; LEDGER=FILE for the table
 	$(BIN)/python -m pytest tests/test_faults.py -m "faults or not faults" --faults 50 $(if $(LEDGER),--ledger $(LEDGER))
+
+test-slurm: $(READY) ## the tests on a real SLURM, which they start and stop here: needs root and Debian's packages
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

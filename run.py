@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fingerbench import config, status
+from fingerbench import cluster, config, status
 from fingerbench.errors import BuildError, UserError, writing
 from fingerbench.evaluate import loggers, sweep
 
@@ -29,6 +29,7 @@ def job(settings: DictConfig) -> None:
     from fingerbench.evaluate.experiment import perform
     from fingerbench.evaluate.run import run
 
+    cluster.end_when_told()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with status.recorded(folder):
@@ -73,12 +74,16 @@ def main() -> None:
         sweep.finish()
         sys.stderr.write(f"failed; everything finished is kept, and the same command goes on where it was:\n{error}\n")
         sys.exit(1)
-    except Exception:
-        sweep.finish()
-        raise
     except KeyboardInterrupt as error:
         sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
         sys.exit(143 if isinstance(error, TerminatedError) else 130)
+    except Exception as error:
+        told = cluster.settle(error, sweep.Report.running) if cluster.of_submitit(error) else None
+        sweep.finish()
+        if told is None:
+            raise
+        sys.stderr.write(f"error: {told}\n")
+        sys.exit(getattr(told, "exit_code", 1))
 
 
 if __name__ == "__main__":

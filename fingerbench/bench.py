@@ -14,6 +14,7 @@ This is the whole Python API:
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -40,7 +41,7 @@ from fingerbench.store import Spec, Store
 from fingerbench.store import family as with_needs
 from fingerbench.workshop import Workshop, pick_bfloat16, pick_device, pick_jobs
 from fingerbench.zoo.model import Attack, ModelSpec
-from fingerbench.zoo.surrogates import Surrogates, refuse_overlap
+from fingerbench.zoo.surrogates import Specs, Surrogates, refuse_overlap
 from fingerbench.zoo.table import Zoo, suspects
 
 if TYPE_CHECKING:
@@ -123,22 +124,27 @@ class Bench:
         """What the selected method is to be given."""
         if self.method.access == "label" or "gan" in self.method.needs:
             self._require_labels(f"method={self.settings.method.name}", "a method with access to outputs")
-        surrogates: Surrogates = config.build(self.settings.surrogates)
-        source = self.zoo.original()
-        positives, negatives = surrogates.specs(self.zoo) if "surrogates" in self.method.needs else ((), ())
-        refuse_overlap([*positives, *negatives], list(self.models.values()), source)
+        positives, negatives = self.surrogates if "surrogates" in self.method.needs else ((), ())
         return FingerprintSpec(
             name=self.settings.method.name,
             method=self.method,
             data=self.zoo.data,
             classes=self.data.task.outputs,
-            source=source,
+            source=self.zoo.original(),
             positives=positives,
             negatives=negatives,
             gan=self._gan() if "gan" in self.method.needs else None,
             budget=self._number("queries", 1),
             seed=seed_for(self._number("seed", 0), "fingerprint"),
         )
+
+    @cached_property
+    def surrogates(self) -> Specs:
+        """The models that methods may learn from: positive ones, the source first; negative ones."""
+        chosen: Surrogates = config.build(self.settings.surrogates)
+        positives, negatives = chosen.specs(self.zoo)
+        refuse_overlap([*positives, *negatives], list(self.models.values()), self.zoo.original())
+        return positives, negatives
 
     def _require_labels(self, choice: str, alternative: str) -> None:
         require(self.data.task.labelled, choice, f"a data set with classes, or {alternative}", self.data.name)
@@ -193,14 +199,21 @@ class Bench:
         What the fingerprint waits for comes first, then the networks that take longest, then the rest.
         """
         fingerprint = self.fingerprint_spec
-        students = [spec for spec in self.models.values() if spec.attack.students]
-        others = [spec for spec in self.models.values() if not spec.attack.students]
         gan = [fingerprint.gan] if fingerprint.gan else []
         surrogates = [*fingerprint.positives, *fingerprint.negatives]
         fid = self.fid_spec()
         evasion = [self.evasion_spec] if self.evasion_spec else []
         measured = [*([fid] if fid else []), *evasion, *self.responses().values(), *self.accuracies().values()]
-        return [fingerprint.source, *gan, *surrogates, fingerprint, *students, *others, *measured]
+        return [fingerprint.source, *gan, *surrogates, fingerprint, *self._slowest_first(), *measured]
+
+    def trained(self) -> list[Spec]:
+        """Return everything that is trained, whatever the method: each once, in the order of `plan`."""
+        gan = [self._gan()] if self.data.task.labelled else []
+        trained = [self.zoo.original(), *gan, *itertools.chain(*self.surrogates), *self._slowest_first()]
+        return list({spec.key: spec for spec in trained}.values())
+
+    def _slowest_first(self) -> list[ModelSpec]:
+        return sorted(self.models.values(), key=lambda spec: not spec.attack.students)
 
     @cached_property
     def workshop(self) -> Workshop:
@@ -214,13 +227,26 @@ class Bench:
         self._number("threads", 1)
         switch = self.settings.deterministic
         require(isinstance(switch, bool), "deterministic", "true or false", switch)
-        wanted = list(wanted)
+        wanted = self._from_shard(list(wanted))
         self._fit_libraries(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)
         if any(not self.store.has(spec) for spec in wanted):
             self.store.remember(self.settings.data.name, cast(dict[str, Any], container)["data"], self.zoo.data)
         sizes = Sizes.of(self.data)
         Pool(self.store, cast(dict[str, Any], container), self.jobs, lambda spec: effort(spec, sizes)).run(wanted)
+
+    def _from_shard(self, wanted: list[Spec]) -> list[Spec]:
+        """Return `wanted`, beginning where this shard begins to look among what is missing.
+
+        Shard 0 begins at the front, and shards 1, 2, 3, 4, ... a half, a quarter, three quarters, an eighth, ... of the
+        way: each falls into a widest gap that those before it leave, so that nobody needs to know how many there are.
+        """
+        shard = self._number("shard", 0)
+        missing = [spec for spec in wanted if not self.store.has(spec)]
+        first = len(missing) * int(f"{shard:b}"[::-1], 2) >> shard.bit_length()
+        lacking = {spec.key for spec in missing}
+        found = [spec for spec in wanted if spec.key not in lacking]
+        return [*missing[first:], *missing[:first], *found] if first else wanted
 
     def _fit_libraries(self, wanted: Sequence[Spec]) -> None:
         """Refuse networks of libraries that cannot take these images; say what zoo.width does not do."""

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fingerbench import cluster
 from fingerbench.errors import UserError, one_line, require, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -60,6 +61,7 @@ def check(arguments: Sequence[str]) -> None:
         for override in swept:
             for choice in _choices(override):
                 hydra_compose("config", overrides=[*fixed, choice])
+        cluster.check(whole.hydra, bool(many))
 
 
 def options(group: str) -> list[str]:
@@ -159,6 +161,8 @@ def _explained() -> Iterator[None]:
 
 def _missing(error: MissingConfigException) -> UserError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if group == "hydra/launcher" and name in cluster.PLUGINS:
+        return cluster.uninstalled(name)
     known = list(error.options or [])  # Hydra leaves them out where one name of a list is wrong
     hydra = GlobalHydra.instance().hydra
     if not known and group and hydra:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fingerbench.cluster import granted_cores
 from fingerbench.errors import UserError, unknown
 from fingerbench.nets import FLOAT32_ON_CPU
 from fingerbench.records import Dataset
@@ -68,9 +68,9 @@ def pick_device(name: str) -> torch.device:
 def pick_jobs(device: torch.device) -> int:
     """Return how many workers make good use of the device: one per core, on a GPU no more than its memory takes.
 
-    Several share one GPU, since small networks do not fill it.
+    In a SLURM job the cores are those that it was granted. Several share one GPU, since small networks do not fill it.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = granted_cores()
     if device.type != "cuda":
         return cores
     return max(1, min(cores, torch.cuda.get_device_properties(device).total_memory // WORKER_BYTES))

@@ -15,6 +15,7 @@ WHOLE = [*FEW, "attack.adversarial.variants=['0.5','1.0']"]  # with attack=all
 # experiment -> (where the paper has it, what it prints there, overrides that keep the test short)
 ENTRIES = {
     "naturalfinger_table1": ("NaturalFinger, table 1", ["63", "28"], []),
+    "zoo": ("the zoo", [], ["attack=[source,finetune]"]),
     "naturalfinger_table2": (
         "NaturalFinger, table 2",
         ["0.003", "1.000", "0.480", "0.850"],

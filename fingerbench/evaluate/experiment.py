@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WHERE = ("launcher", "shard")  # keys that say where and in which order things are made, and nothing of what
+
 
 @dataclass(frozen=True, eq=False)
 class Cell:
@@ -175,7 +177,7 @@ def _axis(key: str) -> str:
 
 def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
     choices = {_axis(key): f"[{_text(value)}]" for key, value in point.items()}
-    others = (word for word in words if word.partition("=")[0] not in choices)
+    others = (word for word in words if word.partition("=")[0] not in {*choices, *WHERE})
     return shlex.join(["python", "run.py", *others, *(f"{axis}={value}" for axis, value in choices.items())])
 
 

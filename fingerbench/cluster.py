@@ -1,0 +1,130 @@
+"""What the launchers of sweeps need beside `conf/launcher/`: refusals before the start, and jobs that were lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fingerbench.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # launchers of the extra `cluster`, as Hydra calls them
+INSTALL = "pip install -e '.[cluster]' -c constraints.txt"
+
+
+class LostJobError(Exception):
+    """Jobs of a sweep ended without a result: cancelled, killed, out of memory. The message names them."""
+
+
+def uninstalled(launcher: str) -> UserError:
+    """Return the error for a launcher of Hydra whose plug-in is not installed."""
+    return UserError(f"hydra/launcher={launcher}: the plug-in for it is not installed here; install it with {INSTALL}")
+
+
+def check(hydra: DictConfig, many: bool) -> None:
+    """Refuse a launcher that could not do its work; `many`: the command line has -m.
+
+    Raises:
+        UserError: it is chosen without a sweep, or there is no SLURM here that says what becomes of a job.
+    """
+    kind = str(hydra.launcher._target_).rpartition(".")[2]
+    if kind in ("SlurmLauncher", "LocalLauncher") and not many:  # it would run here
+        raise UserError("this launcher submits the jobs of a sweep, and this is a single run: add -m, or leave it out")
+    if kind == "SlurmLauncher":
+        _require_slurm()
+
+
+def _require_slurm() -> None:
+    lacking = [tool for tool in ("sbatch", "srun", "sacct") if shutil.which(tool) is None]
+    if lacking:
+        raise UserError(
+            f"launcher=slurm: no {' and '.join(lacking)} here; run it where the cluster takes jobs, or with "
+            "launcher=joblib on this machine"
+        )
+    asked = subprocess.run(["sacct", "--noheader", "--jobs=1"], capture_output=True, text=True, check=False)
+    if asked.returncode:  # without it a job that is killed is waited for without end
+        said = (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[0]
+        raise UserError(
+            f"launcher=slurm: sacct, which tells what becomes of a job, does not answer ({said}); without accounting "
+            "submit single runs with sbatch: they share the store all the same"
+        )
+
+
+def granted_cores() -> int:
+    """Return how many cores this process may keep busy.
+
+    SLURM counts the cores of a task, but not every cluster binds the task to them; where both say a number, the
+    smaller holds.
+    """
+    cores = len(os.sched_getaffinity(0))
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(cores, int(granted)) if granted.isdecimal() and int(granted) > 0 else cores
+
+
+def end_when_told() -> None:
+    """End this process on SIGTERM, if it is a job of submitit, which would ignore it, and leave no result behind.
+
+    SLURM sends it to a job that is cancelled, or queued again because its node is needed, and kills what goes on. A
+    result, such as the failure of a worker that was told to end as well, would pass for the last word of the job.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        log.warning("told to end; everything finished is kept, and the job goes on from there if it is queued again")
+        sys.exit(128 + number)
+
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        signal.signal(signal.SIGTERM, end)
+
+
+def of_submitit(error: BaseException) -> bool:
+    """Tell whether an error is submitit's own: a job that was refused or lost."""
+    return type(error).__module__.partition(".")[0] == "submitit"
+
+
+def settle(error: BaseException, sweep: Path | None) -> Exception:
+    """Return what to tell of an error of submitit, once all jobs of the sweep in the folder `sweep` have ended.
+
+    submitit gives up on the first job that is lost, while the others are still at work.
+    """
+    jobs = _submitted(sweep) if sweep else []
+    if not jobs:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return UserError(f"the sweep was not submitted: {said}; hydra.launcher.KEY=VALUE sets what a job asks for")
+    states = [_ended(job) for job in jobs]
+    lost = [text for job, text in zip(jobs, states, strict=True) if not list(job.glob("*_result.pkl"))]
+    return LostJobError(
+        f"{len(lost)} of {len(jobs)} jobs ended without a result: {', '.join(lost)}; what they said is in "
+        f"{sweep}/.submitit. Nothing finished is lost, and the same command makes only what is missing"
+    )
+
+
+def _submitted(sweep: Path) -> list[Path]:
+    """Return the folders of submitit's jobs, but those of earlier sweeps into the same folder."""
+    began = (sweep / "multirun.yaml").stat().st_mtime  # Hydra writes it before it launches anything
+    folders = {path.parent for path in (sweep / ".submitit").glob("*/*_submitted.pkl")}
+    fresh = [path for path in folders if path.stat().st_mtime >= began]
+    return sorted(fresh, key=lambda path: [int(part) for part in path.name.split("_")])
+
+
+def _ended(folder: Path) -> str:
+    """Wait until a job has ended, and return its number, with the state where SLURM knows one."""
+    import submitit
+
+    if "_" in folder.name:  # one of an array
+        job: Any = submitit.SlurmJob(folder.parent / "%j", folder.name)
+        job.wait()
+        return f"{folder.name} ({job.state})"
+    with suppress(ChildProcessError):  # the only job of a SLURM sweep has ended, a local one is a child of this process
+        os.waitpid(int(folder.name), 0)
+    return folder.name
