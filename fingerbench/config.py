@@ -25,6 +25,8 @@ from fingerbench.errors import UserError, one_line, require, unknown
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Keys of a method or data file that describe it and are no constructor arguments.
 RESERVED = ("name", "licence", "constants")
+# Keys that say where things are, and on what machine: no part of what is made.
+LOCAL = ("store", "locks", "data.root", "data.transfer_root", "jobs", "device")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

@@ -288,6 +288,9 @@ def test_the_cells_of_an_experiment_are_one_command():
     recipe = experiment.recipe(config.compose(words))
     commands = [cell.command for cell in experiment.cells(recipe, words)]
     assert len(commands) == 4 and set(housekeeping._joined(commands)) == set(words)
+    there = [f"{command} data.root=/there" for command in commands]
+    joined = housekeeping._joined(there, ["data.root=/here", "store=s", "queries=8"])
+    assert set(joined) == {*words, "data.root=/here", "store=s"}
 
 
 def test_a_real_zoo_is_kept_by_its_run_and_by_its_words(built, tmp_path, capsys):
