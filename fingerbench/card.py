@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fingerbench.config import LOCAL
 from fingerbench.gans.spec import GanSpec
 from fingerbench.manifest import versions
 from fingerbench.store import Spec
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from fingerbench.bench import Bench
 
 HEAD = "---\nlicense: other\nlibrary_name: fingerbench\ntags: [model-fingerprinting, fingerbench]\n---\n"
-LOCAL = ("store", "data.root", "data.transfer_root", "jobs", "device", "locks")  # of the exporter's machine
 COLUMNS = ("name", "architecture", "width", "half", "attack", "variant", "parent")
 PURPOSE = """\
 For evaluating methods of model fingerprinting: whether they tell models that were stolen from the source from those

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from yaml import YAMLError
 
 from fingerbench import config
-from fingerbench.errors import UserError, require
+from fingerbench.errors import UserError, one_line, require
 from fingerbench.gans.train import Hinge
 from fingerbench.ops import predict
 from fingerbench.records import Fingerprint, Gan, Images, Setting
@@ -379,10 +379,9 @@ def findings(method: Any) -> list[str]:
 
 def _told(error: Exception) -> str:
     if isinstance(error, UserError):
-        return f"{' '.join(str(error).split())}; for this toy world another value may follow the file, method.KEY=VALUE"
+        return f"{one_line(error)}; for this toy world another value may follow the file, method.KEY=VALUE"
     last = traceback.extract_tb(error.__traceback__)[-1]
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return f"raises {type(error).__name__}: {text} ({Path(last.filename).name}, line {last.lineno})"
+    return f"raises {type(error).__name__}: {one_line(error)} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def examine(file: Path, words: Sequence[str] = ()) -> dict[str, list[str]]:

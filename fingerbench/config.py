@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -25,6 +26,8 @@ from fingerbench.errors import UserError, one_line, require, unknown
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Keys of a method or data file that describe it and are no constructor arguments.
 RESERVED = ("name", "licence", "constants")
+# Keys that say where things are, and on what machine: no part of what is made.
+LOCAL = ("store", "locks", "data.root", "data.transfer_root", "jobs", "device")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -43,15 +46,14 @@ def check(arguments: Sequence[str]) -> None:
     Raises:
         UserError: the first that does not, in one line.
     """
-    flags = [word for word in arguments if word.startswith("-")]
-    words = [word for word in arguments if not word.startswith("-")]
+    given, _ = get_args_parser().parse_known_args(arguments)
     with _hydra(), _explained():
-        parsed = OverridesParser.create().parse_overrides(words)
+        parsed = OverridesParser.create().parse_overrides(given.overrides)
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
         whole = hydra_compose("config", overrides=fixed, return_hydra_config=True)
-        many = whole.hydra.mode == RunMode.MULTIRUN or {"-m", "--multirun"} & set(flags)
+        many = whole.hydra.mode == RunMode.MULTIRUN or given.multirun
         if swept and not many:
             key, _, values = (swept[0].input_line or "").partition("=")
             if "experiment" in whole:

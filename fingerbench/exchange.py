@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from fingerbench import card
-from fingerbench.errors import UNWRITABLE, DamagedError, UserError, require, require_schema, unknown, writing
+from fingerbench.errors import UNWRITABLE, DamagedError, UserError, one_line, require, require_schema, unknown, writing
 from fingerbench.housekeeping import RESERVED
 from fingerbench.manifest import versions
 from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored, family, key_of
 from fingerbench.store import SCHEMA as STORE_SCHEMA
+from fingerbench.untrusted import parse_json
 
 if TYPE_CHECKING:
     from fingerbench.bench import Bench
@@ -188,9 +189,9 @@ def _read_index(path: Path, named: str) -> bytes:
 def _checked_index(content: bytes, named: str) -> dict[str, Any]:
     """Return size and sha256 of every file that an index names, by its name; nothing else of it is used."""
     try:
-        index = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _refused(named, f"{INDEX} is not JSON ({error})") from error
+        index = parse_json(content)
+    except ValueError as error:
+        raise _refused(named, f"{INDEX} is not JSON ({one_line(error)})") from error
     if not isinstance(index, dict):
         raise _refused(named, f"{INDEX} is no object")
     require_schema(f"{named}: {INDEX}", index.get("schema"), SCHEMA, "let the exporter's version and yours be the same")
@@ -239,7 +240,7 @@ def _checked(draft: Path, spec: Spec, named: str) -> str:
         sound = (record["kind"], record["key"]) == (spec.kind, spec.key) == (record["spec"]["kind"], _key(record))
         sound = sound and isinstance(record["label"], str) and isinstance(record["facts"], dict)
     except (*MALFORMED, RecursionError) as error:
-        raise _refused(named, f"{place}: {_line(error)}") from error
+        raise _refused(named, f"{place}: {one_line(error)}") from error
     if not sound:
         raise _refused(named, f"{place}: the record is that of another artefact")
     return str(record["label"])
@@ -289,8 +290,4 @@ def _reached(address: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever the client says, the remedies are the same
         hint = "is there a network, does it exist, and are you logged in there?"
-        raise UserError(f"cannot reach {address}: {_line(error)}; {hint}") from error
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"cannot reach {address}: {one_line(error)}; {hint}") from error

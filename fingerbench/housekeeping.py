@@ -12,7 +12,6 @@ artefact goes while any lock of the store is held.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -27,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fingerbench.errors import DamagedError, UserError, require, require_schema, writing
+from fingerbench.errors import DamagedError, UserError, one_line, require, require_schema, writing
 from fingerbench.store import RECORD, Spec, Store, Stored
+from fingerbench.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ def needed(text: str, words: Sequence[str] = ()) -> set[str]:
         UserError: no run is there, a manifest cannot be read, or words do not compose.
     """
     if Path(text).is_dir() or "=" not in text:
-        return _of_folder(Path(text))
+        return _of_folder(Path(text), words)
     return {spec.key for spec in plan([*words, *shlex.split(text)])}
 
 
@@ -273,7 +273,7 @@ def plan(words: Sequence[str]) -> list[Spec]:
     return [*bench.plan(), *gates.plan(bench)]
 
 
-def _of_folder(folder: Path) -> set[str]:
+def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:
     manifests = sorted(folder.rglob("manifest.json"))
     require(bool(manifests), f"--keep {folder}", "a folder of runs, or KEY=VALUE words", "no manifest.json in it")
     keys: set[str] = set()
@@ -282,9 +282,10 @@ def _of_folder(folder: Path) -> set[str]:
         keys |= set(_keys(content.get("store")))
         if content.get("cells"):
             try:
-                keys |= {spec.key for spec in plan(_joined(content["cells"]))}
+                keys |= {spec.key for spec in plan(_joined(content["cells"], words))}
             except UserError as error:
-                raise UserError(f"cannot tell what {path} needs: {error}; leave it out, or give words") from None
+                hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
+                raise UserError(f"cannot tell what {path} needs: {error}; {hint}") from None
     return keys
 
 
@@ -292,21 +293,30 @@ def _manifest(path: Path) -> dict[str, Any]:
     from fingerbench.manifest import SCHEMA
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); leave its folder out, or run its command again") from error
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}); leave its folder out, or run its command again"
+        ) from error
     require(isinstance(content, dict), str(path), "the manifest of a run", type(content).__name__)
     require_schema(path, content.get("schema"), SCHEMA, "leave its folder out, or give its words instead")
     return content
 
 
-def _joined(commands: Sequence[str]) -> list[str]:
-    """Return the words of the one command of which these, of the cells of an experiment, are the parts."""
+def _joined(commands: Sequence[str], words: Sequence[str] = ()) -> list[str]:
+    """Return the words of the one command of which these, of the cells of an experiment, are the parts.
+
+    Those of `words` that say where things are on this machine take the place of those of another.
+    """
+    from fingerbench.config import LOCAL
+
     values: dict[str, dict[str, None]] = {}
     for command in commands:
         for word in shlex.split(command)[2:]:
             key, _, value = word.partition("=")
             values.setdefault(key, {})[value] = None
+    here = ((word.partition("=")[0], word.partition("=")[2]) for word in words)
+    values |= {key: {value: None} for key, value in here if key in LOCAL}
     return [
         f"{key}=" + (next(iter(each)) if len(each) == 1 else f"[{','.join(value[1:-1] for value in each)}]")
         for key, each in values.items()

@@ -258,12 +258,12 @@ class Store:
         """
         text = json.dumps(settings, sort_keys=True)
         place = self.root / "data" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        try:
-            note = json.loads(place.read_bytes())
-            known, schema = note["sha256"], note["schema"]
-        except (FileNotFoundError, NotADirectoryError):
+        if not place.exists():
             self._note(place, {"schema": SCHEMA, "name": name, "settings": settings, "sha256": sha256})
             return
+        try:
+            note = parse_json(content(place))
+            known, schema = note["sha256"], note["schema"]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{place} is damaged; delete it, it is made again") from None
         require_schema(place, schema, SCHEMA, "choose another store with store=DIR")

@@ -184,7 +184,7 @@ def fails(self, setting, made):
         (deaf, "another seed gives the same"),
         (nothing, "expected a fingerbench.records.Fingerprint, got NoneType"),
         (bright, "raises ValueError: queries: expected values in [0, 1]"),
-        (fails, "raises RuntimeError: the moon (test_check.py, line "),
+        (fails, "raises RuntimeError: the moon is full (test_check.py, line "),
     ],
 )
 def test_what_a_fingerprint_breaks_is_told_and_disturbs_no_other(change, said):

@@ -79,3 +79,7 @@ def test_the_python_api(built):
     assert len(scores) == 14 and scores.set_index("suspect").score["source"] == 1.0
     assert len(bench.scores("akh")) == 14
     assert fb.network("resnet18", classes=7, width=0.25)(fingerprint.queries).shape == (20, 7)
+
+
+def test_hydras_own_flags_reach_hydra():
+    assert "architectures:" in finish(start(["run.py"], "--cfg", "job", "-p", "zoo", "method=akh"))

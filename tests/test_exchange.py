@@ -286,7 +286,7 @@ def test_a_hub_is_believed_no_more_than_a_folder(folder, store, hub):
 
 
 def test_a_hub_that_cannot_be_reached_is_told_in_one_line(store, hub):
-    refused("hf://me/toys@gone", store, "cannot reach hf://me/toys@gone: no route; is there a network")
+    refused("hf://me/toys@gone", store, "cannot reach hf://me/toys@gone: no route to the hub; is there a network")
     for address in ("hf://me", "hf://me/../toys", "hf://me/toys/more", "hf://"):
         refused(address, store, "USER/REPO")
 

@@ -288,14 +288,21 @@ def test_the_cells_of_an_experiment_are_one_command():
     recipe = experiment.recipe(config.compose(words))
     commands = [cell.command for cell in experiment.cells(recipe, words)]
     assert len(commands) == 4 and set(housekeeping._joined(commands)) == set(words)
+    there = [f"{command} data.root=/there" for command in commands]
+    joined = housekeeping._joined(there, ["data.root=/here", "store=s", "queries=8"])
+    assert set(joined) == {*words, "data.root=/here", "store=s"}
 
 
 def test_a_real_zoo_is_kept_by_its_run_and_by_its_words(built, tmp_path, capsys):
     store, run, _ = built
-    assert main(["gc", f"store={store}", "--keep", str(run)]) == 0
-    assert "unreferenced" not in capsys.readouterr().out
     copy = shutil.copytree(store, tmp_path / "store")
     words = [*TINY, f"store={copy}"]
+    main(["verify", *words, "method=random", FAMILIES])
+    whole = capsys.readouterr().out
+    assert main(["gc", f"store={copy}", "--keep", str(run), "--delete"]) == 0  # what other tests put there may go
+    assert "unreferenced model" not in capsys.readouterr().out
+    main(["verify", *words, "method=random", FAMILIES])
+    assert capsys.readouterr().out == whole
     assert main(["gc", *words, "--keep", "method=random attack=[source,finetune]", "--delete"]) == 0
     assert "4  unreferenced model" in capsys.readouterr().out
     assert main(["verify", *words, "method=random", "attack=[source,finetune]"]) == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import METHODS, ROOT
+from matplotlib.text import Text
 
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
@@ -283,6 +284,17 @@ def test_texts_stay_inside_the_figure():
             extent = text.get_window_extent()
             inside = box.x0 <= extent.x0 and extent.x1 <= box.x1 and box.y0 <= extent.y0 and extent.y1 <= box.y1
             assert inside or not text.get_visible(), (name, text.get_text())
+
+
+def test_a_stamp_hides_nothing():
+    for name, figure in figures():
+        plots.stamp(figure, "Partial: 2 of 6 runs are missing.")
+        figure.draw_without_rendering()
+        texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        (mark,) = (text for text in texts if text.get_text().startswith("Partial"))
+        box = mark.get_window_extent()
+        assert figure.bbox.padded(1).contains(box.x0, box.y0) and figure.bbox.padded(1).contains(box.x1, box.y1), name
+        assert not [t.get_text() for t in texts if t is not mark and box.overlaps(t.get_window_extent())], name
 
 
 def test_drawing_leaves_the_global_style_alone():

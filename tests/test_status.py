@@ -141,10 +141,10 @@ def test_a_job_that_is_killed_is_lost_and_one_that_is_stopped_says_so(tmp_path):
     assert not status.commands(status.read(tmp_path / "sweep"))
     os.kill(running["killed"].pid, signal.SIGKILL)
     os.kill(running["stopped"].pid, signal.SIGINT)
-    os.kill(swept.pid, signal.SIGINT)
+    os.kill(swept.pid, signal.SIGTERM)
     finish(running["killed"], -signal.SIGKILL)
     finish(running["stopped"], 130)
-    finish(swept, 130)
+    finish(swept, 143)
     time.sleep(0.05)
     (lost,) = status.read(tmp_path / "killed", lost_s=0.02)
     assert (lost.state, lost.ended) == ("lost", None) and lost.command.endswith(f"hydra.run.dir={tmp_path / 'killed'}")
@@ -311,11 +311,19 @@ def test_figures_of_a_part_are_marked(tmp_path, monkeypatch):
 
 def test_a_failed_run_of_a_real_sweep_is_run_again_from_its_command(built, tmp_path, monkeypatch):
     monkeypatch.setenv("QUERIES_1", "-1")
-    words = [*TINY, f"store={built[0]}", f"hydra.sweep.dir={tmp_path}", "attack=source", "method=random", "seed=0,1,2"]
+    words = [
+        *TINY,
+        f"store={built[0]}",
+        f"hydra.sweep.dir={tmp_path}",
+        "attack=source",
+        "method=random",
+        "seed=0,1",
+        "jobs=1",
+    ]
     output = finish(start(["run.py"], "-m", *words, "queries='${oc.decode:${oc.env:QUERIES_${seed},5}}'"), 2)
     assert "missing: 1" in output
     markdown = (tmp_path / "report" / "comparison.md").read_text()
-    assert "Partial: 1 of 3 runs are missing." in markdown and "queries: expected a whole number from 1" in markdown
+    assert "Partial: 1 of 2 runs are missing." in markdown and "queries: expected a whole number from 1" in markdown
     (failed,) = by_state(tmp_path)["failed"]
     monkeypatch.delenv("QUERIES_1")
     finish(start(shlex.split(failed.command)[1:]))

@@ -203,8 +203,12 @@ def radar_panels(panels: Mapping[str, Panel], caption: str = "") -> Figure:
 
 def stamp(figure: Figure, text: str) -> None:
     """Write `text`, if any, across the top of a finished figure, so that nobody takes it for more than it is."""
-    if text:
-        figure.suptitle(text, color="#b00020", fontsize=9)
+    look: dict[str, Any] = {"color": "#b00020", "fontsize": 9}
+    if text and figure.legends:  # which stands where the text would
+        figure.legends[0].set_title(text)
+        figure.legends[0].get_title().set(**look)
+    elif text:
+        figure.suptitle(text, **look)
 
 
 def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: int = 10, caption: str = "") -> Figure:
