@@ -9,7 +9,6 @@ where no store looks, checked there to the last byte, and only when all are soun
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 
 from fingerbench import card
 from fingerbench.errors import UNWRITABLE, DamagedError, UserError, one_line, require, require_schema, unknown, writing
+from fingerbench.files import write_json
 from fingerbench.housekeeping import RESERVED
 from fingerbench.manifest import versions
 from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored, family, key_of
@@ -117,7 +117,7 @@ def _write_folder(bench: Bench, specs: Sequence[Spec], target: Path, model: str 
         (target / CARD).write_text(card.text(bench, specs, model), encoding="utf-8")
         files[CARD] = _copy(target / CARD)
         index = _describe(bench, specs, model) | {"files": files}
-        (target / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(target / INDEX, index)
     except (OSError, DamagedError) as error:
         for path in made:
             shutil.rmtree(path, ignore_errors=True)

@@ -25,6 +25,7 @@ from fingerbench.errors import UserError, require, unknown, writing
 from fingerbench.evaluate import metrics, plots, report, tables
 from fingerbench.evaluate.run import cost, describe, scores
 from fingerbench.evaluate.specs import ResponseSpec
+from fingerbench.files import write_json
 from fingerbench.store import Spec
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ def perform(settings: DictConfig, words: Sequence[str], folder: Path) -> Page:
             "experiment": name,
             "cells": [cell.command for cell in every],
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        write_json(folder / "manifest.json", manifest)
         _write_scores(experiment, every, folder / "cells.csv")
     show(drawn)
     log.info("tables and figures: %s", folder)
