@@ -39,7 +39,8 @@ PAYLOAD, RECORD = "payload.safetensors", "record.json"
 LOCKS = ("flock", "lease")
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says where there is none
 LEASE_S = 60.0  # after which a lease that nobody renewed may be taken; its holder renews it three times as often
-FORM = {"kind": str, "key": str, "bytes": int, "sha256": str, "facts": dict}  # of a record, as far as it is read
+# Of a record, as far as it is read.
+FORM = {"kind": str, "key": str, "label": str, "spec": dict, "facts": dict, "bytes": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -193,11 +194,7 @@ class Store:
 
     def facts(self, spec: Spec) -> dict[str, Any]:
         """Read the facts noted about an artefact, without its tensors; raises what `load` does."""
-        return self._record(spec)["facts"]
-
-    def record(self, spec: Spec) -> dict[str, Any]:
-        """Read the record of an artefact, without its checksum of itself; raises as `load` does."""
-        return self._record(spec)
+        return self.record(spec)["facts"]
 
     def adopt(self, spec: Spec, folder: Path) -> None:
         """Publish a folder, on the file system of the store, that holds the files of an artefact."""
@@ -320,7 +317,8 @@ class Store:
             self._set_aside(place)  # a folder that lost its record, or what is none, would keep it out for ever
             draft.rename(place)
 
-    def _record(self, spec: Spec) -> dict[str, Any]:
+    def record(self, spec: Spec) -> dict[str, Any]:
+        """Read the record of an artefact, without its checksum of itself; raises what `load` does."""
         path = self.path(spec) / RECORD
         try:
             record = parse_json(self._content(path))
@@ -349,7 +347,7 @@ class Store:
             ) from error
 
     def _read(self, spec: Spec) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        record = self._record(spec)
+        record = self.record(spec)
         path = self.path(spec) / PAYLOAD
         try:
             payload = self._content(path)
