@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WHERE = ("launcher", "shard")  # keys that say where and in which order things are made, and nothing of what
-
 
 @dataclass(frozen=True, eq=False)
 class Cell:
@@ -178,7 +176,7 @@ def _axis(key: str) -> str:
 
 def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
     choices = {_axis(key): f"[{_text(value)}]" for key, value in point.items()}
-    others = (word for word in words if word.partition("=")[0] not in {*choices, *WHERE})
+    others = (word for word in words if word.partition("=")[0] not in {*choices, *config.WHERE})
     return shlex.join(["python", "run.py", *others, *(f"{axis}={value}" for axis, value in choices.items())])
 
 
