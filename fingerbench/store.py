@@ -98,6 +98,12 @@ class Stored(Spec):
     def __init__(self, kind: str, key: str) -> None:
         self.__dict__.update(kind=kind, key=key)  # what a spec derives from its fields; this one has none
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stored) and (self.kind, self.key) == (other.kind, other.key)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
 
 def family(specs: Iterable[Spec]) -> dict[str, Spec]:
     """Return `specs` and everything they need, by key."""
