@@ -99,7 +99,7 @@ def usage(store: Store) -> dict[str, Any]:
     """Return what a store holds, as plain data.
 
     Keys: store, its folder; artefacts and temporary, lists of rows with kind and family, or why, count and bytes, the
-    largest first; bytes of it all.
+    largest first; bytes of these.
     """
     counts: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()

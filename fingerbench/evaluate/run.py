@@ -44,15 +44,9 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     bench.build([*bench.plan(), *gates.plan(bench)])
     built = time.perf_counter()
     gates.judge(bench, folder)
-    facts = bench.store.facts(bench.fingerprint_spec)
-    log.info("%s", summary_of(facts))
+    log.info("%s", summary_of(bench.store.facts(bench.fingerprint_spec)))
     frame = scores(bench)
-    metrics = {"schema": SCHEMA} | summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
-    if bench.evasion_spec:
-        metrics["evasion"] = bench.store.facts(bench.evasion_spec)
-    fid = bench.fid_spec()
-    if fid:
-        metrics["gan"] = bench.store.facts(fid)
+    metrics, fid = measures(bench, frame), bench.fid_spec()
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +66,18 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
     log.info("files and figures: %s", folder)
     return frame
+
+
+def measures(bench: Bench, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return what metrics.json says of the scores `frame`: see `metrics.summary`, and facts of the store."""
+    facts = bench.store.facts
+    measured = {"schema": SCHEMA} | summary(frame)
+    measured |= {"fingerprint": facts(bench.fingerprint_spec), "cost": cost(bench)}
+    if bench.evasion_spec:
+        measured["evasion"] = facts(bench.evasion_spec)
+    if fid := bench.fid_spec():
+        measured["gan"] = facts(fid)
+    return measured
 
 
 def scores(bench: Bench) -> pd.DataFrame:
