@@ -99,7 +99,7 @@ def _add_housekeeping(commands: Any, overrides: dict[str, Any]) -> None:
     exporter = commands.add_parser(
         "export", help="a zoo, or one model of it, from the store into a folder, with a card"
     )
-    exporter.add_argument("target", help="an empty or new folder; or hf://USER/REPO, uploaded privately")
+    exporter.add_argument("target", help="an empty or new folder; or hf://USER/REPO, private if it is new")
     exporter.add_argument("overrides", **overrides)
     exporter.add_argument("--model", metavar="NAME", help="of a suspect, such as prune/0.9; default: the whole zoo")
     exporter.set_defaults(command=_export)

@@ -73,7 +73,9 @@ def chosen(bench: Bench, model: str | None = None) -> list[Spec]:
 
 
 def export_to(bench: Bench, target: str, model: str | None = None) -> list[Spec]:
-    """Write what `chosen` returns into the folder `target`, or, where that is hf://USER/REPO, upload it, privately.
+    """Write what `chosen` returns into the folder `target`, or, where that is hf://USER/REPO, upload it.
+
+    A repository that is made for it is private; one that is there stays what it is.
 
     Raises:
         UserError: the folder has something in it, or cannot be written; no hub.
