@@ -96,7 +96,7 @@ if [ ! -d "$DIR/mysql/mysql" ]; then
   mariadb-install-db --no-defaults --user=root --datadir="$DIR/mysql" --auth-root-authentication-method=normal \
     --skip-test-db > "$DIR/log/mariadb-install.log" 2>&1
 fi
-mariadbd --no-defaults --user=root --datadir="$DIR/mysql" --skip-networking --socket="$DIR/mysql/socket" \
+setsid mariadbd --no-defaults --user=root --datadir="$DIR/mysql" --skip-networking --socket="$DIR/mysql/socket" \
   --pid-file="$DIR/mysql.pid" --innodb-buffer-pool-size=64M > "$DIR/log/mariadb.log" 2>&1 &
 await mariadb-admin --no-defaults --socket="$DIR/mysql/socket" --user=root ping || fail "MariaDB does not start"
 MYSQL_UNIX_PORT="$DIR/mysql/socket" slurmdbd
