@@ -26,11 +26,11 @@ setup: $(READY) ## virtual environment with the pinned dependencies
 demo: $(READY) ## the whole benchmark on the embedded digits: zoo, fingerprint, table, figures
 	$(BIN)/python run.py method=naturalfinger attack=all
 
-# Exit code 130 is Ctrl-C: the loop must not go on with the next experiment.
+# Exit codes 130 and 143 are Ctrl-C and SIGTERM: the loop must not go on with the next experiment.
 paper: $(READY) ## every experiment, then one page of them all; SETTINGS='data=cifar10 profile=paper store=DIR'
 	@failed=; for name in $(EXPERIMENTS); do \
 	  $(BIN)/python run.py experiment=$$name $(SETTINGS) hydra.run.dir=$(OUT)/$$name || \
-	  { test $$? != 130 || exit 130; failed="$$failed $$name"; }; done; \
+	  { code=$$?; case $$code in 130|143) exit $$code;; esac; failed="$$failed $$name"; }; done; \
 	$(BIN)/python -m fingerbench report all $(SETTINGS) --partial --html $(HTML) || failed="$$failed report"; \
 	test -z "$$failed" || { echo "failed:$$failed; the same command goes on with them" >&2; exit 1; }
 

@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DamagedError as error:
         sys.stderr.write(f"error: {error}; run.py with the same words sets it aside and makes it again\n")
         return UserError.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing finished is lost\n")
+        return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader, such as head, has seen enough
     return 0
@@ -96,7 +99,7 @@ def _add_housekeeping(commands: Any, overrides: dict[str, Any]) -> None:
     exporter = commands.add_parser(
         "export", help="a zoo, or one model of it, from the store into a folder, with a card"
     )
-    exporter.add_argument("target", help="an empty or new folder; or hf://USER/REPO, uploaded privately")
+    exporter.add_argument("target", help="an empty or new folder; or hf://USER/REPO, private if it is new")
     exporter.add_argument("overrides", **overrides)
     exporter.add_argument("--model", metavar="NAME", help="of a suspect, such as prune/0.9; default: the whole zoo")
     exporter.set_defaults(command=_export)
@@ -156,7 +159,8 @@ def _show(parsed: argparse.Namespace) -> None:
     _out(OmegaConf.to_yaml(config.compose(parsed.overrides)))
 
 
-def _verify(parsed: argparse.Namespace) -> None:
+def _verify(parsed: argparse.Namespace) -> int:
+    """Tell what is damaged; returns 0 if nothing is, else 1."""
     from fingerbench.bench import open as open_bench
     from fingerbench.housekeeping import plan
     from fingerbench.store import family
@@ -165,6 +169,7 @@ def _verify(parsed: argparse.Namespace) -> None:
     stored = [spec for spec in family(plan(parsed.overrides)).values() if store.has(spec)]
     troubles = [trouble for spec in stored if (trouble := store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
+    return int(bool(troubles))
 
 
 def _status(parsed: argparse.Namespace) -> int:

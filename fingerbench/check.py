@@ -420,7 +420,7 @@ def _root(path: Path, file: Path) -> Path | None:
     """Return the folder from which the `_target_` of the config file `path` is the Python file, None if it is not."""
     try:
         target = str(OmegaConf.select(OmegaConf.load(path), "_target_"))
-    except (YAMLError, OmegaConfBaseException):
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError):
         return None
     parts = tuple(target.split("."))[:-1]
     return file.parents[len(parts) - 1] if parts and file.with_suffix("").parts[-len(parts) :] == parts else None

@@ -26,8 +26,10 @@ from fingerbench.errors import UserError, one_line, require, unknown
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Keys of a method or data file that describe it and are no constructor arguments.
 RESERVED = ("name", "licence", "constants")
-# Keys that say where things are, and on what machine: no part of what is made.
-LOCAL = ("store", "locks", "data.root", "data.transfer_root", "jobs", "device")
+# Keys that say which job makes things, and in which order; and those that say where they are and on what machine, too.
+# Neither is part of what is made.
+WHERE = ("launcher", "shard")
+LOCAL = (*WHERE, "store", "locks", "data.root", "data.transfer_root", "jobs", "device")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

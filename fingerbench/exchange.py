@@ -9,7 +9,6 @@ where no store looks, checked there to the last byte, and only when all are soun
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -20,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from fingerbench import card
 from fingerbench.errors import UNWRITABLE, DamagedError, UserError, one_line, require, require_schema, unknown, writing
+from fingerbench.files import write_json
 from fingerbench.housekeeping import RESERVED
 from fingerbench.manifest import versions
 from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored, family, key_of
@@ -40,11 +38,8 @@ FILE = re.compile(rf"([a-z][a-z0-9_]{{0,63}})/([0-9a-f]{{64}})/({re.escape(PAYLO
 LARGEST_INDEX = 2**26  # bytes; an index of 100,000 artefacts has half as many
 CHUNK = 2**20
 
-# What JSON, safetensors and PyTorch say to what they do not understand, and the store to what is damaged.
-MALFORMED = (
-    *(DamagedError, UserError, SafetensorError),
-    *(ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError),
-)
+# What the store says to what is damaged, and Python to a record of another form.
+MALFORMED = (DamagedError, UserError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,9 @@ def chosen(bench: Bench, model: str | None = None) -> list[Spec]:
 
 
 def export_to(bench: Bench, target: str, model: str | None = None) -> list[Spec]:
-    """Write what `chosen` returns into the folder `target`, or, where that is hf://USER/REPO, upload it, privately.
+    """Write what `chosen` returns into the folder `target`, or, where that is hf://USER/REPO, upload it.
+
+    A repository that is made for it is private; one that is there stays what it is.
 
     Raises:
         UserError: the folder has something in it, or cannot be written; no hub.
@@ -117,13 +114,13 @@ def _write_folder(bench: Bench, specs: Sequence[Spec], target: Path, model: str 
         (target / CARD).write_text(card.text(bench, specs, model), encoding="utf-8")
         files[CARD] = _copy(target / CARD)
         index = _describe(bench, specs, model) | {"files": files}
-        (target / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except (OSError, DamagedError) as error:
+        write_json(target / INDEX, index)
+    except BaseException as error:  # Ctrl-C as well: what is there by then is no export
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        if isinstance(error, DamagedError) or error.errno not in UNWRITABLE:
+        if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
             raise
         hint = "make room, grant access, or choose another folder"
         raise UserError(f"cannot write to {error.filename or target}: {error.strerror}; {hint}") from error
@@ -183,7 +180,10 @@ def _import_folder(store: Store, source: Path, named: str = "") -> Imported:
 def _read_index(path: Path, named: str) -> bytes:
     require(path.is_file(), f"import {named}", f"a folder that `export` wrote, with {INDEX} in it", "none")
     require(path.stat().st_size <= LARGEST_INDEX, f"{named}: {INDEX}", f"at most {LARGEST_INDEX} bytes", "more")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _refused(named, f"{INDEX} cannot be read ({error.strerror})") from error
 
 
 def _checked_index(content: bytes, named: str) -> dict[str, Any]:
@@ -223,8 +223,8 @@ def _stage(source: Path, files: Mapping[str, Any], draft: Path, new: Sequence[Sp
     folders = {f"{spec.kind}/{spec.key}" for spec in new}
     for name, facts in files.items():
         file = source / name
-        if not file.is_file():
-            raise _refused(named, f"{name} is missing")
+        if not file.is_file() or not os.access(file, os.R_OK):
+            raise _refused(named, f"{name} is missing, or may not be read")
         place = draft / name if name.rpartition("/")[0] in folders else None
         if place:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -237,17 +237,12 @@ def _checked(draft: Path, spec: Spec, named: str) -> str:
     place = f"{spec.kind}/{spec.key[:16]}..."
     try:
         record = Store(draft).load(spec).record
-        sound = (record["kind"], record["key"]) == (spec.kind, spec.key) == (record["spec"]["kind"], _key(record))
-        sound = sound and isinstance(record["label"], str) and isinstance(record["facts"], dict)
-    except (*MALFORMED, RecursionError) as error:
+        sound = (record["spec"]["kind"], key_of(record["spec"])) == (spec.kind, spec.key)
+    except MALFORMED as error:
         raise _refused(named, f"{place}: {one_line(error)}") from error
     if not sound:
         raise _refused(named, f"{place}: the record is that of another artefact")
     return str(record["label"])
-
-
-def _key(record: Mapping[str, Any]) -> str:
-    return key_of(record["spec"])
 
 
 def _copy(file: Path, place: Path | None = None) -> dict[str, Any]:
@@ -280,7 +275,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"{HUB} needs the package huggingface_hub: pip install 'fingerbench[hub]'") from None
+        raise UserError(f"{HUB} needs the package huggingface_hub: pip install -e '.[hub]'") from None
     return huggingface_hub
 
 

@@ -3,8 +3,8 @@
 What may go is of two sorts. *Temporary files* are what dead processes left: drafts, half-written checkpoints,
 checkpoints of what is finished, locks that nobody holds, artefacts without a record, and what was set aside as damaged.
 *Unreferenced artefacts* are those that nothing kept needs. Kept is, first, what the manifests of runs name and what the
-plans of given words hold; then everything that those were made from, as their records tell; then whatever was measured
-of kept things alone (answers, agreements, accuracies, distances), and the evasions that needed.
+plans of unfinished runs and of given words hold; then everything that those were made from, as their records tell; then
+whatever was measured of kept things alone (answers, agreements, accuracies, distances), and the evasions that needed.
 
 Whoever makes something holds its lock, and what is locked is never touched. What a maker reads is not locked, so no
 artefact goes while any lock of the store is held.
@@ -26,12 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fingerbench import config, status
 from fingerbench.errors import DamagedError, UserError, one_line, require, require_schema, writing
+from fingerbench.status import STATUS
 from fingerbench.store import RECORD, Spec, Store, Stored
 from fingerbench.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
+MANIFEST = "manifest.json"
 RESERVED = ("checkpoints", "damaged", "data", "drafts", "locks")  # folders of a store that are no kind of artefact
 KEY = re.compile(r"[0-9a-f]{64}")
 LONGER = 1.2  # times the duration of a lease, after which one that nobody renewed is nobody's
@@ -96,7 +99,7 @@ def usage(store: Store) -> dict[str, Any]:
     """Return what a store holds, as plain data.
 
     Keys: store, its folder; artefacts and temporary, lists of rows with kind and family, or why, count and bytes, the
-    largest first; bytes of it all.
+    largest first; bytes of these.
     """
     counts: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
@@ -127,8 +130,10 @@ def totals(items: Iterable[Item]) -> list[dict[str, Any]]:
 
 
 def temporary(store: Store) -> list[Item]:
-    """Return what dead processes left in a store; nothing that a live one holds."""
+    """Return what dead processes left in a store; nothing that a live one holds, and nothing that may not go."""
     require(store.root.is_dir(), "store", "the folder of a store", str(store.root))
+    if not os.access(store.root, os.W_OK):
+        return []
     held = set(held_keys(store))
     items = [
         *_left(store, "drafts", lambda path: "draft of a dead process"),
@@ -250,10 +255,11 @@ def _keys(value: Any) -> Iterator[str]:
 def needed(text: str, words: Sequence[str] = ()) -> set[str]:
     """Return the keys of what `text` needs: a folder of runs, or words of run.py, which follow `words`.
 
-    Of a folder, every manifest.json at or below it counts. An interrupted run has none: give its words.
+    Of a folder, every run at or below it counts: by its manifest.json, or, where it has not come so far, by the words
+    in its status.json.
 
     Raises:
-        UserError: no run is there, a manifest cannot be read, or words do not compose.
+        UserError: no run is there, one of these files cannot be read, or words do not compose.
     """
     if Path(text).is_dir() or "=" not in text:
         return _of_folder(Path(text), words)
@@ -262,7 +268,6 @@ def needed(text: str, words: Sequence[str] = ()) -> set[str]:
 
 def plan(words: Sequence[str]) -> list[Spec]:
     """Return everything that run.py with these words would need of the store, of one run or of an experiment."""
-    from fingerbench import config
     from fingerbench.bench import Bench
     from fingerbench.evaluate import experiment, gates
 
@@ -274,19 +279,29 @@ def plan(words: Sequence[str]) -> list[Spec]:
 
 
 def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:
-    manifests = sorted(folder.rglob("manifest.json"))
-    require(bool(manifests), f"--keep {folder}", "a folder of runs, or KEY=VALUE words", "no manifest.json in it")
-    keys: set[str] = set()
-    for path in manifests:
-        content = _manifest(path)
-        keys |= set(_keys(content.get("store")))
-        if content.get("cells"):
-            try:
-                keys |= {spec.key for spec in plan(_joined(content["cells"], words))}
-            except UserError as error:
-                hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
-                raise UserError(f"cannot tell what {path} needs: {error}; {hint}") from None
+    manifests = {path: _manifest(path) for path in sorted(folder.rglob(MANIFEST))}
+    begun = [path for path in sorted(folder.rglob(STATUS)) if path.with_name(MANIFEST) not in manifests]
+    require(bool(manifests or begun), f"--keep {folder}", "a folder of runs, or KEY=VALUE words", "no run in it")
+    keys = {key for content in manifests.values() for key in _keys(content.get("store"))}
+    parts = {path: content["cells"] for path, content in manifests.items() if content.get("cells")}
+    parts |= {path: [_begun(path)] for path in begun}
+    for commands, path in {tuple(_joined(each, words)): path for path, each in parts.items()}.items():
+        try:
+            keys |= {spec.key for spec in plan(commands)}
+        except UserError as error:
+            hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
+            raise UserError(f"cannot tell what {path} needs: {error}; {hint}") from None
     return keys
+
+
+def _begun(path: Path) -> str:
+    """Return the command of a run that did not end, as its status.json tells."""
+    job = next(job for job in status.read(path.parent) if job.folder == path.parent.absolute())
+    if not job.command:
+        raise UserError(f"cannot tell what {path} needs: {job.error}; leave its folder out, or give its words instead")
+    words = [word for word in job.words if word.partition("=")[0] not in config.WHERE]
+    found = [word for word in shlex.split(job.command) if word.startswith("hydra.searchpath=")]
+    return shlex.join(["python", "run.py", *words, *found])
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -308,15 +323,13 @@ def _joined(commands: Sequence[str], words: Sequence[str] = ()) -> list[str]:
 
     Those of `words` that say where things are on this machine take the place of those of another.
     """
-    from fingerbench.config import LOCAL
-
     values: dict[str, dict[str, None]] = {}
     for command in commands:
         for word in shlex.split(command)[2:]:
             key, _, value = word.partition("=")
             values.setdefault(key, {})[value] = None
     here = ((word.partition("=")[0], word.partition("=")[2]) for word in words)
-    values |= {key: {value: None} for key, value in here if key in LOCAL}
+    values |= {key: {value: None} for key, value in here if key in config.LOCAL}
     return [
         f"{key}=" + (next(iter(each)) if len(each) == 1 else f"[{','.join(value[1:-1] for value in each)}]")
         for key, each in values.items()
@@ -342,7 +355,7 @@ def remove(store: Store, items: Iterable[Item]) -> list[Item]:
                 _delete(item.path)
             else:
                 with store.claim(Stored("", item.key)) as mine:
-                    if not mine or (item.why == INCOMPLETE and (item.path / RECORD).is_file()):
+                    if not mine or item.key in busy or (item.why == INCOMPLETE and (item.path / RECORD).is_file()):
                         continue
                     _take_away(store, item)
                     # filelock looks whether the file that it locked still has its name, so no two hold one lock
@@ -358,8 +371,9 @@ def _take_away(store: Store, item: Item) -> None:
         return
     aside = store.root / "drafts" / f"{item.key}-{os.getpid()}-gc"
     aside.parent.mkdir(exist_ok=True)
-    item.path.rename(aside)
-    _delete(aside)
+    with suppress(FileNotFoundError):  # another gc was faster
+        item.path.rename(aside)
+        _delete(aside)
 
 
 def _delete(path: Path) -> None:
@@ -377,8 +391,8 @@ def _bytes(path: Path) -> int:
     total = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(FileNotFoundError):  # others go on with their work
-            status = file.lstat()
-            total += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+            found = file.lstat()
+            total += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
     return total
 
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fingerbench.cost import Effort
@@ -200,6 +201,7 @@ class Pool:
             UserError: it is the second to die of the same.
         """
         code = worker.wait()
+        _send_home(worker)
         died = f"a worker died ({_ending(code)}) while making {spec.label}"
         with self._change:
             if self._stopping:
@@ -215,7 +217,7 @@ class Pool:
             self._todo = {spec.key: spec, **self._todo}
             self._change.notify_all()
             left = len(self._workers)
-        log.warning("%s; tried once more, by %s", died, f"{left} others" if left else "a new one")
+        log.warning("%s; tried once more, by %s", died, f"one of {left} left" if left else "a new one")
         return left == 0
 
     def _handle(self, spec: Spec, reply: dict[str, Any]) -> None:
@@ -257,16 +259,14 @@ class Pool:
             self._change.notify_all()
             workers = list(self._workers)
         for worker in workers:
-            assert worker.stdin is not None
-            worker.stdin.close()
+            _send_home(worker)
         for worker in workers:
             worker.wait()
 
     def _dismiss(self, worker: subprocess.Popen[str]) -> None:
         with self._change:
             self._workers.remove(worker)
-        assert worker.stdin is not None
-        worker.stdin.close()
+        _send_home(worker)
         worker.wait()
 
 
@@ -277,6 +277,12 @@ def _say(worker: subprocess.Popen[str], line: str) -> None:
         worker.stdin.flush()
     except BrokenPipeError:
         return  # it died; reading its answer tells
+
+
+def _send_home(worker: subprocess.Popen[str]) -> None:
+    assert worker.stdin is not None
+    with suppress(BrokenPipeError):  # it died, and something that it was told is still in the pipe
+        worker.stdin.close()
 
 
 def _ending(code: int) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import datetime
-import json
 import logging
 import os
 import re
@@ -36,7 +35,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fingerbench.errors import UserError, writing
+from fingerbench.errors import UserError, require_schema, writing
+from fingerbench.files import write_json
+from fingerbench.untrusted import content, parse_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,7 +49,7 @@ STATUS, SWEEP, TRACEBACK = "status.json", "sweep.json", "traceback.txt"
 BEAT_S, LOST_S = 15.0, 60.0
 
 ENDED = ("done", "failed", "interrupted")  # states that a job writes itself, beside "running"
-LOCAL = ("BasicLauncher", "JoblibLauncher")  # launchers without a queue
+UNQUEUED = ("BasicLauncher", "JoblibLauncher")  # launchers without a queue
 PLACING = ("hydra.mode", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # overrides that choose a folder
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -82,7 +83,7 @@ def recorded(folder: Path, beat_s: float = BEAT_S) -> Iterator[None]:
     record = {**_beginning(folder), "state": "running", "ended": None, "error": None}
     with writing(folder, "hydra.run.dir"):
         (folder / TRACEBACK).unlink(missing_ok=True)
-        _write(folder / STATUS, record)
+        write_json(folder / STATUS, record)
     heart = Heart(folder / STATUS, beat_s)
     state, error, told = "interrupted", None, ""
     try:
@@ -133,7 +134,7 @@ def _end(folder: Path, record: Mapping[str, Any], told: str) -> None:
         if told:
             (folder / TRACEBACK).write_text(told, encoding="utf-8")
             log.error("failed: %s; the traceback is in %s", record["error"], folder / TRACEBACK)
-        _write(folder / STATUS, record)
+        write_json(folder / STATUS, record)
     except OSError as error:  # what the job itself says, and what it made, matter more
         log.warning("%s does not say that the job is %s: %s", folder / STATUS, record["state"], error.strerror)
 
@@ -167,7 +168,7 @@ def announce(config: DictConfig) -> None:
         "jobs": list((earlier | coming).values()) if known else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / SWEEP, record)
+    write_json(folder / SWEEP, record)
     heart = Heart(folder / SWEEP)
     atexit.register(_fall_silent, heart, folder / SWEEP)
 
@@ -332,7 +333,7 @@ def again(record: Mapping[str, Any], folder: Path) -> str:
     and subdir, the end of `folder` below the folder of its sweep.
     """
     words = ["python", "run.py", *record["words"], *record["hydra"]]
-    if record["launcher"] in (None, *LOCAL):
+    if record["launcher"] in (None, *UNQUEUED):
         return shlex.join([*words, f"hydra.run.dir={_value(folder.absolute())}"])
     sweep = folder.absolute().parents[len(Path(record["subdir"]).parts) - 1]
     place = [f"hydra.sweep.dir={_value(sweep)}", f"hydra.sweep.subdir={_value(record['subdir'])}"]
@@ -389,13 +390,12 @@ def _read(path: Path) -> dict[str, Any] | None:
         UserError: it is of another version.
     """
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(content(path))
         if not isinstance(record, dict) or not isinstance(record["schema"], int):
             return None
-        if record["schema"] != SCHEMA:
-            raise UserError(f"{path} has schema {record['schema']}; this version of fingerbench reads {SCHEMA}")
+        require_schema(path, record["schema"], SCHEMA, "look at it with that one")
         sound = all(map(_is_entry, record["jobs"] or [])) if path.name == SWEEP else _is_status(record)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if sound else None
 
@@ -406,18 +406,10 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_status(record: Mapping[str, Any]) -> bool:
-    for moment in (record["started"], record["ended"]):
-        if moment is not None:
-            datetime.datetime.fromisoformat(moment)
-    told = isinstance(record["error"], str | None) and record["started"] is not None
-    return _is_entry(record) and told and record["state"] in ("running", *ENDED)
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Write JSON aside, then rename: nobody reads half of it."""
-    draft = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")
-    draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    moments = [record["started"], *([record["ended"]] if record["ended"] is not None else [])]
+    timed = all(datetime.datetime.fromisoformat(moment).tzinfo for moment in moments)
+    told = isinstance(record["error"], str | None)
+    return _is_entry(record) and timed and told and record["state"] in ("running", *ENDED)
 
 
 def _now() -> str:

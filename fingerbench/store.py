@@ -28,6 +28,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from torch import Tensor
 
 from fingerbench.errors import DamagedError, UserError, require_schema, unknown, writing
+from fingerbench.files import write, write_json
 from fingerbench.untrusted import content, parse_json, parse_tensors
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ PAYLOAD, RECORD = "payload.safetensors", "record.json"
 LOCKS = ("flock", "lease")
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says where there is none
 LEASE_S = 60.0  # after which a lease that nobody renewed may be taken; its holder renews it three times as often
-FORM = {"kind": str, "key": str, "bytes": int, "sha256": str, "facts": dict}  # of a record, as far as it is read
+# Of a record, as far as it is read.
+FORM = {"kind": str, "key": str, "label": str, "spec": dict, "facts": dict, "bytes": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ class Stored(Spec):
 
     def __init__(self, kind: str, key: str) -> None:
         self.__dict__.update(kind=kind, key=key)  # what a spec derives from its fields; this one has none
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stored) and (self.kind, self.key) == (other.kind, other.key)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
 def family(specs: Iterable[Spec]) -> dict[str, Spec]:
@@ -192,11 +200,7 @@ class Store:
 
     def facts(self, spec: Spec) -> dict[str, Any]:
         """Read the facts noted about an artefact, without its tensors; raises what `load` does."""
-        return self._record(spec)["facts"]
-
-    def record(self, spec: Spec) -> dict[str, Any]:
-        """Read the record of an artefact, without its checksum of itself; raises as `load` does."""
-        return self._record(spec)
+        return self.record(spec)["facts"]
 
     def adopt(self, spec: Spec, folder: Path) -> None:
         """Publish a folder, on the file system of the store, that holds the files of an artefact."""
@@ -243,8 +247,8 @@ class Store:
             try:
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir(parents=True)
-                _write(draft / PAYLOAD, payload)
-                _write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
+                write(draft / PAYLOAD, payload)
+                write(draft / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
                 self._publish(draft, self.path(spec))
                 self.checkpoint(spec).unlink(missing_ok=True)
             finally:
@@ -259,10 +263,12 @@ class Store:
         text = json.dumps(settings, sort_keys=True)
         place = self.root / "data" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if not place.exists():
-            self._note(place, {"schema": SCHEMA, "name": name, "settings": settings, "sha256": sha256})
+            with writing(self.root, "store"):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_json(place, {"schema": SCHEMA, "name": name, "settings": settings, "sha256": sha256})
             return
         try:
-            note = parse_json(content(place))
+            note = parse_json(self._content(place))
             known, schema = note["sha256"], note["schema"]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{place} is damaged; delete it, it is made again") from None
@@ -272,13 +278,6 @@ class Store:
                 f"data={name}: its files changed since the store {self.root} was begun: expected sha256 {known}, got "
                 f"{sha256}; restore them, or begin another store with store=DIR"
             )
-
-    def _note(self, place: Path, content: Mapping[str, Any]) -> None:
-        draft = place.with_name(f".{place.name}-{platform.node()}-{os.getpid()}")
-        with writing(self.root, "store"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _write(draft, json.dumps(content, indent=1).encode())
-            draft.rename(place)
 
     @contextmanager
     def claim(self, spec: Spec) -> Iterator[bool]:
@@ -324,7 +323,8 @@ class Store:
             self._set_aside(place)  # a folder that lost its record, or what is none, would keep it out for ever
             draft.rename(place)
 
-    def _record(self, spec: Spec) -> dict[str, Any]:
+    def record(self, spec: Spec) -> dict[str, Any]:
+        """Read the record of an artefact, without its checksum of itself; raises what `load` does."""
         path = self.path(spec) / RECORD
         try:
             record = parse_json(self._content(path))
@@ -335,11 +335,7 @@ class Store:
             sound = False
         if not sound or not isinstance(record.get("schema"), int):
             raise DamagedError(f"{spec.label}: {path} is damaged")
-        if record["schema"] != SCHEMA:
-            raise UserError(
-                f"the store {self.root} has schema {record['schema']}, this version reads {SCHEMA}; "
-                "choose another with store=DIR"
-            )
+        require_schema(f"the store {self.root}", record["schema"], SCHEMA, "choose another with store=DIR")
         told = {name: type(record.get(name)) for name in FORM}
         if told != FORM or (record["kind"], record["key"]) != (spec.kind, spec.key):
             raise DamagedError(f"{spec.label}: {path} is the record of something else")
@@ -357,7 +353,7 @@ class Store:
             ) from error
 
     def _read(self, spec: Spec) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        record = self._record(spec)
+        record = self.record(spec)
         path = self.path(spec) / PAYLOAD
         try:
             payload = self._content(path)
@@ -375,10 +371,3 @@ class Store:
 
 def _checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

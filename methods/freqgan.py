@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Other, Pass, Work, forward_flop, passes
-from fingerbench.errors import NoQueriesError, UserError
+from fingerbench.errors import DivergedError, NoQueriesError
 from fingerbench.gans import freqgan as networks
 from fingerbench.gans.train import Hinge, descend
 from fingerbench.records import AdversarialLoss, Fingerprint, Setting
@@ -69,7 +69,7 @@ class FreqGAN:
         """Train the GAN, then take training images in random order until the budget is full or all were tried.
 
         Yields: tried (training images), misclassified (those whose answer changed), screened (those kept; fewer
-        only with `true_label`). Raises UserError if no image is left, or if the training diverges.
+        only with `true_label`). Raises NoQueriesError if no image is left, DivergedError if the training diverges.
         """
         clean = ops.predict(setting.source, setting.train.pixels().to(setting.device)).argmax(1)
         return self._sample(self._train(setting, clean), setting, clean)
@@ -104,7 +104,7 @@ class FreqGAN:
                 real = setting.train.pixels(rows).to(setting.device)
                 self._step(pair, setting.source, real, clean[rows.to(clean.device)])
             if not all(bool(weight.isfinite().all()) for weight in pair.generator.parameters()):
-                raise UserError(f"freqgan: the training diverged in epoch {epoch + 1}; lower method.lr, {self.lr:g}")
+                raise DivergedError(f"freqgan: training diverged in epoch {epoch + 1}; lower method.lr, {self.lr:g}")
         return pair.generator.eval().requires_grad_(False)
 
     def _pair(self, setting: Setting) -> Pair:

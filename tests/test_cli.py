@@ -1,6 +1,7 @@
 """python -m fingerbench, and the Python API."""
 
 import json
+import shutil
 
 import pytest
 from conftest import TINY, finish, start
@@ -59,6 +60,23 @@ def test_verify_counts_what_is_sound(built, capsys):
     words = [*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]"]
     assert main(["verify", *words]) == 0
     assert "36 of 36 artefacts are sound" in capsys.readouterr().out
+
+
+def test_verify_fails_where_something_is_damaged(built, tmp_path, capsys):
+    copy = shutil.copytree(built[0], tmp_path / "store")
+    next(copy.glob("model/*/payload.safetensors")).write_bytes(b"")
+    words = [*TINY, f"store={copy}", "method=random", "attack=[source,finetune,distill]"]
+    assert main(["verify", *words]) == 1
+    assert "35 of 36 artefacts are sound" in capsys.readouterr().out
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fingerbench.__main__._show", interrupted)
+    assert main(["show"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing finished is lost\n"
 
 
 def test_nothing_heavy_is_imported_for_help():

@@ -293,4 +293,4 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line(store, hub):
 
 def test_a_hub_that_is_not_installed_is_told(store, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    refused("hf://me/toys", store, r"pip install 'fingerbench\[hub\]'")
+    refused("hf://me/toys", store, r"pip install -e '\.\[hub\]'")

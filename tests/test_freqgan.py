@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fingerbench import ops
-from fingerbench.errors import UserError
+from fingerbench.errors import DivergedError, UserError
 from fingerbench.gans.freqgan import Discriminator, Logistic, Profile, WaveletUNet, build, haar
 from fingerbench.gans.train import descend
 from fingerbench.records import Images, Setting
@@ -293,5 +293,5 @@ def test_no_query_at_all_is_an_error(setting):
 
 
 def test_a_training_that_diverges_is_an_error(setting):
-    with pytest.raises(UserError, match="diverged in epoch 1"):
+    with pytest.raises(DivergedError, match="diverged in epoch 1"):
         replace(METHOD, lr=float("inf")).fingerprint(setting())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
 from fingerbench import config
-from fingerbench.errors import UserError
+from fingerbench.errors import DivergedError, UserError
 from fingerbench.gans import train as train_module
 from fingerbench.gans.contragan import Contragan
 from fingerbench.gans.icrgan import Icrgan
@@ -385,6 +386,25 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     (tmp_path / "key.pt").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="delete it to start over"):
         SMALL.train(digits(), 10, fresh(), torch.device("cpu"), tmp_path / "key.pt")
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "CHECKPOINT_S", 0.0)
+    file = tmp_path / "key.pt"
+    SMALL.train(digits(), 10, fresh(), torch.device("cpu"), file)
+    weights = torch.load(file, weights_only=True)["generator"]
+    content, weight = bytearray(file.read_bytes()), max(weights.values(), key=torch.numel)
+    content[content.index(weight.numpy().tobytes()) + 2] ^= 1
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)  # PyTorch itself does not notice
+    with pytest.raises(UserError, match="does not match its checksum; or delete it to start over"):
+        SMALL.train(digits(), 10, fresh(), torch.device("cpu"), file)
+
+
+def test_a_gan_that_diverges_is_no_gan():
+    design = replace(SMALL, lr=float("inf"))
+    with pytest.raises(DivergedError, match=r"nothing of it is stored: lower gan\.lr, inf"):
+        design.train(digits(), 10, fresh(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("schema", [0, 2])

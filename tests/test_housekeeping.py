@@ -204,6 +204,38 @@ def test_the_manifests_of_a_folder_say_what_is_needed(store, tmp_path, capsys):
     assert not store.has(OTHER) and not store.has(UNASKED) and store.has(OLD) and store.has(EVASION)
 
 
+def test_a_run_that_did_not_end_keeps_what_its_words_need(store, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(housekeeping, "plan", lambda words: asked.append(list(words)) or [YOUNG])
+    begun = {"words": ["method=akh", "launcher=slurm", "shard=1", "store=there"], "launcher": None, "subdir": ""}
+    begun |= {"hydra": ["hydra.searchpath=[file:///conf]"], "cwd": "/", "ended": None, "state": "running"}
+    begun |= {"schema": 1, "started": "2026-01-02T03:04:05+00:00", "error": None}
+    put(tmp_path / "runs" / "0" / "status.json", json.dumps(begun).encode())
+    manifest(tmp_path / "runs" / "1", store={"suspects": {"jpeg": EVASION.key}})
+    put(tmp_path / "runs" / "1" / "status.json")
+    found = housekeeping.collect(store, [str(tmp_path / "runs")], [f"store={store.root}"])
+    assert asked == [["method=akh", f"store={store.root}", "hydra.searchpath=[file:///conf]"]]
+    assert keys(found) == {OTHER.key, UNASKED.key}
+    put(tmp_path / "runs" / "0" / "status.json", b"{")
+    with pytest.raises(UserError, match=r"cannot tell what .*0/status\.json needs: .*not the status of a job; leave"):
+        housekeeping.collect(store, [str(tmp_path / "runs")])
+
+
+def test_a_store_that_may_not_be_written_is_measured(store, monkeypatch, capsys):
+    litter(store)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main(["du", f"store={store.root}"]) == 0
+    assert "temporary" not in capsys.readouterr().out
+
+
+def test_what_another_took_away_first_stops_nothing(store):
+    items = housekeeping.unreferenced(store, {YOUNG.key})
+    (gone,) = [item for item in items if item.key == OTHER.key]
+    shutil.rmtree(gone.path)
+    housekeeping.remove(store, items)
+    assert housekeeping.unreferenced(store, {YOUNG.key}) == [] and store.has(YOUNG)
+
+
 def test_without_keep_no_artefact_goes(store, capsys):
     assert main(["gc", f"store={store.root}", "--delete"]) == 0
     assert "deleted 0 things" in capsys.readouterr().out

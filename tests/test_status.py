@@ -261,11 +261,17 @@ def test_a_damaged_status_is_said(tmp_path, text, capsys):
     assert "not the list of a sweep" in capsys.readouterr().err
 
 
+def test_moments_without_a_time_zone_are_no_status(tmp_path, capsys):
+    record(tmp_path, "done", ended="2026-01-02T03:05:05")
+    assert main(["status", str(tmp_path)]) == 1
+    assert "damaged" in capsys.readouterr().out
+
+
 def test_what_is_no_sweep_or_of_another_version_gives_one_line(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == main(["status", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("no sweep or run") == 2
     record(tmp_path / "0", "done", schema=2)
-    with pytest.raises(UserError, match="schema 2; this version of fingerbench reads 1"):
+    with pytest.raises(UserError, match="schema 2, this version reads 1: a newer fingerbench wrote it"):
         status.read(tmp_path / "0")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fingerbench.errors import DamagedError, UserError
-from fingerbench.store import PAYLOAD, RECORD, Spec, Store
+from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,11 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="store=DIR"):
         Store(tmp_path / "file" / "store").save(Toy(1.0), TENSORS, {})
+
+
+def test_places_are_told_apart():
+    one, two, kin = Stored("model", "1" * 64), Stored("model", "2" * 64), Stored("gan", "1" * 64)
+    assert one == Stored("model", "1" * 64) and len({one, two, kin, Stored("gan", "1" * 64)}) == 3
 
 
 def test_a_store_of_another_schema_is_recognised(store, monkeypatch):

@@ -25,6 +25,7 @@ from fingerbench.errors import UserError, require, unknown, writing
 from fingerbench.evaluate import metrics, plots, report, tables
 from fingerbench.evaluate.run import cost, describe, scores
 from fingerbench.evaluate.specs import ResponseSpec
+from fingerbench.files import write_json
 from fingerbench.store import Spec
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 log = logging.getLogger(__name__)
-
-WHERE = ("launcher", "shard")  # keys that say where and in which order things are made, and nothing of what
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +176,7 @@ def _axis(key: str) -> str:
 
 def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
     choices = {_axis(key): f"[{_text(value)}]" for key, value in point.items()}
-    others = (word for word in words if word.partition("=")[0] not in {*choices, *WHERE})
+    others = (word for word in words if word.partition("=")[0] not in {*choices, *config.WHERE})
     return shlex.join(["python", "run.py", *others, *(f"{axis}={value}" for axis, value in choices.items())])
 
 
@@ -317,7 +316,7 @@ def perform(settings: DictConfig, words: Sequence[str], folder: Path) -> Page:
             "experiment": name,
             "cells": [cell.command for cell in every],
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        write_json(folder / "manifest.json", manifest)
         _write_scores(experiment, every, folder / "cells.csv")
     show(drawn)
     log.info("tables and figures: %s", folder)

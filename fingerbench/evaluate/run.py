@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from fingerbench.errors import writing
 from fingerbench.evaluate import gates, plots, tables
 from fingerbench.evaluate.metrics import SCHEMA, summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
+from fingerbench.files import write_json
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.manifest import manifest
 from fingerbench.records import Fingerprint, Suspect
@@ -44,15 +44,9 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     bench.build([*bench.plan(), *gates.plan(bench)])
     built = time.perf_counter()
     gates.judge(bench, folder)
-    facts = bench.store.facts(bench.fingerprint_spec)
-    log.info("%s", summary_of(facts))
+    log.info("%s", summary_of(bench.store.facts(bench.fingerprint_spec)))
     frame = scores(bench)
-    metrics = {"schema": SCHEMA} | summary(frame) | {"fingerprint": facts, "cost": cost(bench)}
-    if bench.evasion_spec:
-        metrics["evasion"] = bench.store.facts(bench.evasion_spec)
-    fid = bench.fid_spec()
-    if fid:
-        metrics["gan"] = bench.store.facts(fid)
+    metrics, fid = measures(bench, frame), bench.fid_spec()
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,17 +55,29 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         curves = losses(bench)
         if len(curves):
             curves.to_csv(folder / "losses.csv", index=False)
-        _write_json(folder / "metrics.json", metrics)
+        write_json(folder / "metrics.json", metrics)
         write_fingerprint(fingerprint, folder / "fingerprint.safetensors")
         draw(frame, fingerprint, folder / "figures")
         if fid:
             draw_gan(bench.store.load(fid), folder / "figures")
         seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
-        _write_json(folder / "manifest.json", describe(bench, seconds=seconds, peak_mib=_peaks(bench)))
+        write_json(folder / "manifest.json", describe(bench, seconds=seconds, peak_mib=_peaks(bench)))
     title = f"{tables.title(bench.settings.label, bench.settings.evasion.name)} on {bench.settings.data.name}"
     Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
     log.info("files and figures: %s", folder)
     return frame
+
+
+def measures(bench: Bench, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return what metrics.json says of the scores `frame`: see `metrics.summary`, and facts of the store."""
+    facts = bench.store.facts
+    measured = {"schema": SCHEMA} | summary(frame)
+    measured |= {"fingerprint": facts(bench.fingerprint_spec), "cost": cost(bench)}
+    if bench.evasion_spec:
+        measured["evasion"] = facts(bench.evasion_spec)
+    if fid := bench.fid_spec():
+        measured["gan"] = facts(fid)
+    return measured
 
 
 def scores(bench: Bench) -> pd.DataFrame:
@@ -230,7 +236,3 @@ def _made(bench: Bench) -> list[Spec]:
     spec = bench.fingerprint_spec
     evasion = [bench.evasion_spec] if bench.evasion_spec else []
     return list({s.key: s for s in [spec, *spec.needs(), *evasion, *bench.models.values()]}.values())
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import time
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fingerbench.errors import UserError, one_line, require_schema, writing
+from fingerbench.errors import DivergedError, UserError, one_line, require_schema, writing
 from fingerbench.records import Gan, Images
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ def train(
     from, if it is there, and to write every CHECKPOINT_S seconds; whoever stores the GAN removes it.
 
     Raises:
-        UserError: the checkpoint cannot be read, or not be written; or the training diverged.
+        UserError: the checkpoint cannot be read, or not be written.
+        DivergedError: a weight is not finite.
     """
     g, d = gan.generator.to(device).train(), gan.discriminator.to(device).train()
     step_g, step_d = (torch.optim.Adam(net.parameters(), training.lr, training.betas) for net in (g, d))
@@ -154,7 +156,7 @@ def train(
 def _require_finite(gan: Gan, training: Training) -> None:
     weights = (weight for net in (gan.generator, gan.discriminator) for weight in net.parameters())
     if not all(bool(weight.isfinite().all()) for weight in weights):
-        raise UserError(f"the training of the GAN diverged; lower gan.lr, {training.lr:g}")
+        raise DivergedError(f"the training of the GAN diverged; nothing of it is stored: lower gan.lr, {training.lr:g}")
 
 
 def freeze(gan: Gan) -> Gan:
@@ -238,6 +240,9 @@ def _write(path: Path, state: dict[str, Any], generator: torch.Generator, step: 
 def _resume(path: Path, state: dict[str, Any], generator: torch.Generator) -> int:
     """Put everything back to where a checkpoint left it, and return the number of steps done."""
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums, and does not look at them
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} does not match its checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
         require_schema("it", content.get("schema", SCHEMA), SCHEMA, "finish the GAN with that version")
         for name, part in state.items():
