@@ -20,6 +20,7 @@ from fingerbench.errors import UserError
 log = logging.getLogger(__name__)
 
 PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # launchers of the extra `cluster`, as Hydra calls them
+ANSWER_S = 60  # in which sacct answers, or does not
 INSTALL = "pip install -e '.[cluster]' -c constraints.txt"
 
 
@@ -52,13 +53,21 @@ def _require_slurm() -> None:
             f"launcher=slurm: no {' and '.join(lacking)} here; run it where the cluster takes jobs, or with "
             "launcher=joblib on this machine"
         )
-    asked = subprocess.run(["sacct", "--noheader", "--jobs=1"], capture_output=True, text=True, check=False)
-    if asked.returncode:  # without it a job that is killed is waited for without end
-        said = (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[0]
+    said = _complaint(["sacct", "--noheader", "--jobs=1"])
+    if said:  # without it a job that is killed is waited for without end
         raise UserError(
             f"launcher=slurm: sacct, which tells what becomes of a job, does not answer ({said}); without accounting "
             "submit single runs with sbatch: they share the store all the same"
         )
+
+
+def _complaint(command: list[str]) -> str | None:
+    """Return what a command says that fails, or does not end within ANSWER_S; None of one that does not."""
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {ANSWER_S} s"
+    return (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[0] if asked.returncode else None
 
 
 def granted_cores() -> int:
