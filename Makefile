@@ -35,7 +35,7 @@ paper: $(READY) ## every experiment, then one page of them all; SETTINGS='data=c
 	test -z "$$failed" || { echo "failed:$$failed; the same command goes on with them" >&2; exit 1; }
 
 test: $(READY) ## the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## the long and statistical tests
 	$(BIN)/python -m pytest -m slow

@@ -314,7 +314,7 @@ class Bench:
         Raises:
             UserError: there is no such evasion.
         """
-        _ = self.fingerprint_spec, self.workshop  # made here, so that the copy has them
+        _ = self.models, self.fingerprint_spec, self.workshop  # made here, so that the copy has them
         other = copy.copy(self)
         other.settings = copy.deepcopy(self.settings)
         other.settings.evasion = config.choice("evasion", evasion)

@@ -51,6 +51,15 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# What takes longest begins first, so that no worker is left alone with it at the end.
+LONG = ("test_paper", "test_run", "test_gpu", "test_faults", "test_status", "test_launchers", "test_readme")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 LEDGER = pytest.StashKey[list]()
 
 

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from fingerbench import config
 from fingerbench.data import SPLITS, check, digest
 from fingerbench.data.augment import Augment
 from fingerbench.data.cifar10 import Cifar10
@@ -265,7 +266,7 @@ def test_missing_transfer_images_say_what_to_do(tmp_path):
 def test_configured_data_matches_its_class(kind):
     node = OmegaConf.load(CONF / f"{kind.__name__.lower()}.yaml")
     assert node._target_ == f"{kind.__module__}.{kind.__name__}"
-    kind(**{key: value for key, value in node.items() if key not in ("_target_", "name", "constants")})
+    kind(**{key: value for key, value in node.items() if key not in ("_target_", *config.RESERVED)})
     constants = node.constants
     assert constants.pgd_step == pytest.approx(constants.pgd_eps / 4, rel=1e-4)
     assert Augment(**constants.augment).identity == (node.name == "digits")

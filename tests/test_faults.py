@@ -129,6 +129,7 @@ def test_kills_at_any_moment_lose_nothing_finished(whole, tmp_path, faults, ledg
     assert gone == 0
 
 
+@pytest.mark.faults
 def test_a_terminated_run_ends_at_once_and_goes_on(whole, tmp_path, faults, ledger):
     """SIGTERM, as a scheduler sends it before it requeues."""
     store, rounds, gone = tmp_path / "store", max(1, faults // 10), 0
@@ -147,6 +148,7 @@ def test_a_terminated_run_ends_at_once_and_goes_on(whole, tmp_path, faults, ledg
     assert scores(tmp_path / "run") == whole[1] and gone == 0
 
 
+@pytest.mark.faults
 @ROOT_ONLY
 def test_a_full_disk_is_told_and_what_is_finished_stays(whole, tmp_path, ledger):
     place = tmp_path / "disk"
@@ -308,6 +310,7 @@ def test_a_worker_out_of_memory_ends_the_run_in_one_line(whole, tmp_path, ledger
     assert inventory(store) == before
 
 
+@pytest.mark.faults
 def test_a_changed_data_set_is_refused(tmp_path, ledger):
     images, store = tmp_path / "images", tmp_path / "store"
     chance = random.Random(2)

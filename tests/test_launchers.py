@@ -207,6 +207,7 @@ def test_the_zoo_is_summed_up_by_family(shards):
     assert table["peak MiB"]["gan"] == f"{models[models.family == 'gan'].peak_mib.item():.0f}"
 
 
+@pytest.mark.slow
 def test_joblib_gives_the_same_scores(tmp_path, shards):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", *SMALL, "jobs=1", "method=random,akh"]

@@ -201,6 +201,7 @@ def test_what_cannot_be_is_refused_in_one_line(name, shape, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_them_wherever_an_architecture_is_named(tmp_path):
     words = ["zoo.source=timm:test_resnet", f"zoo.architectures=[{VIT},timm:test_resnet]", "zoo.training.epochs=1"]
     words += ["attack=[source,prune,distill]", "attack.prune.variants=['0.5']", "zoo.tuning.epochs=1", "queries=5"]

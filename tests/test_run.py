@@ -67,38 +67,6 @@ def test_one_family_builds_only_what_it_needs(tmp_path):
     assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 8
 
 
-def test_a_damaged_model_is_named_and_rebuilt_to_the_bit(built, tmp_path):
-    store = tmp_path / "store"
-    shutil.copytree(built[0], store)
-    manifest = json.loads((built[1] / "manifest.json").read_text())
-    victim = store / "model" / manifest["store"]["suspects"]["distill/vgg13_bn"] / "payload.safetensors"
-    sound = victim.read_bytes()
-    broken = bytearray(sound)
-    broken[len(broken) // 2] ^= 1
-    victim.write_bytes(bytes(broken))
-    output = run(store, tmp_path / "run", "method=random", FAMILIES)
-    assert f"damaged: distill/vgg13_bn: {victim}" in output
-    assert "making 1" in output and victim.read_bytes() == sound
-
-
-def test_a_killed_build_goes_on_and_two_at_once_do_no_harm(built, tmp_path):
-    store = tmp_path / "store"
-    words = [*TINY, f"store={store}", "method=random", FAMILIES]
-    killed = start(["run.py"], *words, f"hydra.run.dir={tmp_path / 'killed'}")
-    await_a_model(store)
-    os.kill(killed.pid, signal.SIGKILL)
-    finish(killed, -signal.SIGKILL)
-    kept = {path: path.stat().st_mtime_ns for path in stored(store)}
-    assert kept
-    both = [start(["run.py"], *words, f"hydra.run.dir={tmp_path / name}") for name in "ab"]
-    for process in both:
-        finish(process)
-    assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    expected = (built[1] / "scores.csv").read_bytes()  # made elsewhere, from nothing, without interruption
-    assert {(tmp_path / name / "scores.csv").read_bytes() for name in "ab"} == {expected}
-    assert not (store / "damaged").exists()
-
-
 def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
     store = tmp_path / "store"
     settings = [*TINY, f"store={store}", f"hydra.run.dir={tmp_path / 'run'}", "method=random", FAMILIES]
@@ -187,13 +155,6 @@ def test_a_sweep_and_its_report(built, tmp_path):
         assert (table["cost_peak_mib"] > 50).all() and (table["cost_surrogates"] == 0).all()
         for name in ("comparison.md", "comparison.tex", "figures/comparison.png"):
             assert (folder / name).stat().st_size > 100
-
-
-def test_a_failed_run_of_a_sweep_costs_the_others_nothing(built, tmp_path):
-    words = [*TINY, f"store={built[0]}", f"hydra.sweep.dir={tmp_path}", FAMILIES, "method=random"]
-    output = finish(start(["run.py"], "-m", *words, "queries=-1,5"), 2)
-    assert output.rstrip().endswith("error: queries: expected a whole number from 1; got -1")
-    assert pd.read_csv(tmp_path / "report" / "comparison.csv")["queries"].tolist() == [5]
 
 
 def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
