@@ -20,7 +20,7 @@ from fingerbench.errors import UserError
 log = logging.getLogger(__name__)
 
 PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # launchers of the extra `cluster`, as Hydra calls them
-ANSWER_S = 60  # in which sacct answers, or does not
+ANSWER_S = 60  # in which SLURM answers, or does not
 INSTALL = "pip install -e '.[cluster]' -c constraints.txt"
 
 
@@ -68,6 +68,18 @@ def _complaint(command: list[str]) -> str | None:
     except subprocess.TimeoutExpired:
         return f"no answer within {ANSWER_S} s"
     return (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[0] if asked.returncode else None
+
+
+def queued(job: str | None) -> bool:
+    """Tell whether SLURM, if it is here, is going to start the job, whose number is such as 17 or 17_3."""
+    if job is None or shutil.which("squeue") is None:
+        return False
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.stdout.split() == ["PENDING"]
 
 
 def granted_cores() -> int:

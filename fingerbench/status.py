@@ -35,6 +35,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fingerbench import cluster
 from fingerbench.errors import UserError, require_schema, writing
 from fingerbench.files import write_json
 from fingerbench.untrusted import content, parse_json
@@ -213,9 +214,9 @@ class Job:
     """One job as its folder, or the list of its sweep, tells.
 
     state: "done", "running", "failed", "interrupted" (Ctrl-C, SIGTERM), "lost" (killed, out of memory, or its node is
-    gone), "waiting" (not started, and its sweep goes on), "missing" (not started) or "damaged" (status.json is).
-    error: its first line, empty if there is none. started, ended: ISO 8601. command: what runs it again into its
-    folder, to be typed in `cwd`.
+    gone), "waiting" (not started, and its sweep goes on, or queued again by SLURM), "missing" (not started) or
+    "damaged" (status.json is). error: its first line, empty if there is none. started, ended: ISO 8601. command: what
+    runs it again into its folder, to be typed in `cwd`.
     """
 
     name: str  # its folder, as seen from that of the sweep
@@ -359,7 +360,9 @@ def _found(path: Path, lost_s: float) -> dict[str, Any]:
     if record is None:
         return {"state": "damaged", "error": f"{path}: not the status of a job"}
     if record["state"] == "running" and _silence(path) > lost_s:
-        return {**record, "state": "lost", "error": "killed, out of memory, or its machine is gone"}
+        record = {**record, "state": "lost", "error": "killed, out of memory, or its machine is gone"}
+    if record["state"] in ("interrupted", "lost") and cluster.queued(record.get("slurm_job_id")):
+        return {**record, "state": "waiting", "error": "queued again"}
     return record
 
 

@@ -336,3 +336,15 @@ def test_a_failed_run_of_a_real_sweep_is_run_again_from_its_command(built, tmp_p
     assert main(["status", str(tmp_path)]) == 0
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "again")]) == 0
     assert "Partial" not in (tmp_path / "again" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(("queue", "state"), [("PENDING", "waiting"), ("RUNNING", "interrupted"), ("", "interrupted")])
+def test_a_job_that_slurm_queued_again_needs_nobody(tmp_path, monkeypatch, queue, state):
+    record(tmp_path / "0", "interrupted", "method=akh", slurm_job_id="17_3")
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f'#!/bin/sh\ntest "$3" = --jobs=17_3 && echo {queue}\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
+    (job,) = status.read(tmp_path / "0")
+    assert job.state == state and job.stuck == (state == "interrupted")
