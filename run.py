@@ -64,8 +64,11 @@ def main() -> None:
     try:
         if not {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(sys.argv):
             config.check(sys.argv[1:])
-        with writing(Path("runs"), "hydra.run.dir"):
+        with cluster.settling(lambda: sweep.Report.running), writing(Path("runs"), "hydra.run.dir"):
             job()
+    except cluster.RefusedError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
     except UserError as error:
         sweep.finish()
         sys.stderr.write(f"error: {error}\n")
@@ -75,15 +78,15 @@ def main() -> None:
         sys.stderr.write(f"failed; everything finished is kept, and the same command goes on where it was:\n{error}\n")
         sys.exit(1)
     except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted; nothing finished is lost, the same command goes on where it was\n")
+        sys.stderr.write(f"interrupted; nothing finished is lost, {sweep.way_on()}\n")
         sys.exit(143 if isinstance(error, TerminatedError) else 130)
-    except Exception as error:
-        told = cluster.settle(error, sweep.Report.running) if cluster.of_submitit(error) else None
+    except cluster.LostJobError as error:
         sweep.finish()
-        if told is None:
-            raise
-        sys.stderr.write(f"error: {told}\n")
-        sys.exit(getattr(told, "exit_code", 1))
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except Exception:
+        sweep.finish()
+        raise
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,11 +23,16 @@ log = logging.getLogger(__name__)
 
 PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # launchers of the extra `cluster`, as Hydra calls them
 ANSWER_S = 60  # in which SLURM answers, or does not
+FORGOTTEN_S = 30.0  # between two looks for a job in the queue; one that neither finds is gone
 INSTALL = "pip install -e '.[cluster]' -c constraints.txt"
 
 
 class LostJobError(Exception):
     """Jobs of a sweep ended without a result: cancelled, killed, out of memory. The message names them."""
+
+
+class RefusedError(UserError):
+    """SLURM took no job of the sweep."""
 
 
 def uninstalled(launcher: str) -> UserError:
@@ -44,6 +51,7 @@ def check(hydra: DictConfig, many: bool) -> None:
         raise UserError("this launcher submits the jobs of a sweep, and this is a single run: add -m, or leave it out")
     if kind == "SlurmLauncher":
         _require_slurm()
+        _end_waiting_for_the_forgotten()
 
 
 def _require_slurm() -> None:
@@ -70,16 +78,54 @@ def _complaint(command: list[str]) -> str | None:
     return (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[0] if asked.returncode else None
 
 
-def queued(job: str | None) -> bool:
-    """Tell whether SLURM, if it is here, is going to start the job, whose number is such as 17 or 17_3."""
-    if job is None or shutil.which("squeue") is None:
-        return False
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+def _end_waiting_for_the_forgotten() -> None:
+    """Let submitit take a job for cancelled that SLURM knows no more.
+
+    One of an array that is cancelled before it starts leaves no record, and would be waited for without end.
+    """
+    import submitit
+    from submitit.slurm.slurm import SlurmInfoWatcher
+
+    class Watcher(SlurmInfoWatcher):
+        def __init__(self, delay_s: int) -> None:
+            super().__init__(delay_s)
+            self._looks: dict[str, int] = {}  # in a row that did not find the job
+            self._next: dict[str, float] = {}  # look at it
+
+        def get_state(self, job_id: str, mode: str = "standard") -> str:
+            state = super().get_state(job_id, mode)
+            if state.upper() not in ("UNKNOWN", "PENDING"):
+                return state
+            now = time.monotonic()
+            if now >= self._next.get(job_id, 0.0):
+                self._next[job_id] = now + FORGOTTEN_S
+                missed = not states(job_id) and self._looks.get(job_id, 0) + 1
+                self._looks[job_id] = int(missed)
+            return "CANCELLED before it started" if self._looks[job_id] > 1 else state
+
+    submitit.SlurmJob.watcher = Watcher(submitit.SlurmJob.watcher._delay_s)
+
+
+def states(*jobs: str) -> list[str]:
+    """Return the state of each of the jobs, such as 17 or 17_3, that SLURM has in its queue; ["UNKNOWN"]: no answer.
+
+    Where SLURM is not installed it has none.
+    """
+    if not jobs or shutil.which("squeue") is None:
+        return []
+    command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={','.join(jobs)}"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
     except subprocess.TimeoutExpired:
-        return False
-    return asked.stdout.split() == ["PENDING"]
+        return ["UNKNOWN"]
+    silent = asked.returncode != 0 and "Invalid job id" not in asked.stderr
+    return ["UNKNOWN"] if silent else asked.stdout.split()
+
+
+def queued(sweep: Path) -> bool:
+    """Tell whether SLURM is going to start a job of the sweep in this folder, which it was given."""
+    jobs = {path.parent.name.partition("_")[0] for path in (sweep / ".submitit").glob("*/*_submitted.pkl")}
+    return any("PENDING" in states(job) for job in jobs)
 
 
 def granted_cores() -> int:
@@ -108,20 +154,27 @@ def end_when_told() -> None:
         signal.signal(signal.SIGTERM, end)
 
 
-def of_submitit(error: BaseException) -> bool:
-    """Tell whether an error is submitit's own: a job that was refused or lost."""
-    return type(error).__module__.partition(".")[0] == "submitit"
+@contextmanager
+def settling(sweep: Callable[[], Path | None]) -> Iterator[None]:
+    """Turn an error of submitit in the block into what `settle` tells of it. sweep: returns the folder of the sweep."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "submitit":
+            raise
+        raise settle(error, sweep()) from None
 
 
 def settle(error: BaseException, sweep: Path | None) -> Exception:
     """Return what to tell of an error of submitit, once all jobs of the sweep in the folder `sweep` have ended.
 
-    submitit gives up on the first job that is lost, while the others are still at work.
+    submitit gives up on the first job that is lost, while the others are still at work. It is a RefusedError or a
+    LostJobError.
     """
     jobs = _submitted(sweep) if sweep else []
     if not jobs:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return UserError(f"the sweep was not submitted: {said}; hydra.launcher.KEY=VALUE sets what a job asks for")
+        return RefusedError(f"the sweep was not submitted: {said}; hydra.launcher.KEY=VALUE sets what a job asks for")
     states = [_ended(job) for job in jobs]
     lost = [text for job, text in zip(jobs, states, strict=True) if not list(job.glob("*_result.pkl"))]
     return LostJobError(

@@ -54,8 +54,9 @@ class Progress:
 
     def show(self, done: Mapping[str, int], current: Sequence[str], left: float | None) -> None:
         """Show that `done` of each kind are there, that `current` are being made, and that `left` seconds remain."""
-        at = f"making {', '.join(current)}" if current else "waiting for what other runs make"
-        news = ("" if left is None else f"about {left:.0f} s left, ") + at
+        news = ("" if left is None else f"about {left:.0f} s left, ") + f"making {', '.join(current)}"
+        if not current:
+            news = "waiting for what other runs make"
         for number, (kind, task) in enumerate(self._tasks.items()):
             self._bars.update(task, completed=done.get(kind, 0), news="" if number else news)
         now = time.monotonic()

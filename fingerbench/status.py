@@ -206,7 +206,8 @@ def _fall_silent(heart: Heart, path: Path) -> None:
     """Let a sweep that ends look so at once; another one into the same folder touches the file again."""
     heart.stop()
     with suppress(OSError):  # then it looks so after LOST_S
-        os.utime(path, (0, 0))
+        past = path.stat().st_mtime - 2 * LOST_S
+        os.utime(path, (past, past))
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,9 @@ def read(folder: Path, lost_s: float = LOST_S) -> list[Job]:
     if sweep is None:
         raise UserError(f"{folder / SWEEP}: not the list of a sweep; the command of the sweep writes it anew")
     there = {path.parent: _found(path, lost_s) for path in sorted(folder.rglob(STATUS))}
-    jobs, silent = [], _silence(folder / SWEEP) > lost_s
+    # Once they are submitted jobs need no process of the sweep.
+    submitted = any(e["launcher"] == "SlurmLauncher" for e in _listed(sweep).values()) and cluster.queued(folder)
+    jobs, silent = [], _silence(folder / SWEEP) > lost_s and not submitted
     numbers = [int(p) for entry in _listed(sweep).values() if (p := entry["subdir"]).isdecimal()]
     spare = max([*numbers, *(int(path.name) for path in there if path.name.isdecimal())], default=-1) + 1
     for key, entry in _listed(sweep).items():
@@ -361,7 +364,8 @@ def _found(path: Path, lost_s: float) -> dict[str, Any]:
         return {"state": "damaged", "error": f"{path}: not the status of a job"}
     if record["state"] == "running" and _silence(path) > lost_s:
         record = {**record, "state": "lost", "error": "killed, out of memory, or its machine is gone"}
-    if record["state"] in ("interrupted", "lost") and cluster.queued(record.get("slurm_job_id")):
+    job = record.get("slurm_job_id")
+    if job and record["state"] in ("interrupted", "lost") and cluster.states(str(job)) == ["PENDING"]:
         return {**record, "state": "waiting", "error": "queued again"}
     return record
 

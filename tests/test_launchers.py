@@ -125,11 +125,15 @@ def test_lost_jobs_are_counted_and_a_refusal_is_one_line(tmp_path):
     assert str(told).startswith("1 of 2 jobs ended without a result: 900001; ")
 
 
-def test_a_sweep_without_scores_ends_in_silence(tmp_path, caplog):
+def test_a_sweep_without_scores_says_where_its_tables_are(tmp_path, caplog):
+    caplog.set_level("INFO")
     (tmp_path / "sweep.json").write_text('{"schema": 1, "jobs": []}')
     sweep.Report.running = tmp_path
     sweep.finish()
-    assert not caplog.records and len(list(tmp_path.iterdir())) == 1
+    assert [record.message for record in caplog.records] == [
+        f"tables and figures: in the folder of each job, such as {tmp_path / '0'}"
+    ]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_shards_begin_elsewhere_and_take_the_same(monkeypatch, tmp_path):

@@ -145,6 +145,7 @@ def test_a_cancelled_and_a_killed_job_are_resubmitted(tmp_path, local):
     for process in killed:
         os.kill(process, signal.SIGKILL)
     output = finish(first, code=1, timeout=600)
+    assert "waiting" not in output and ": running" not in output  # all have ended
     ended = dict(states(sweep))
     assert ended.pop("0") == "CANCELLED" and ended.pop("1") in ("FAILED", "CANCELLED")
     assert ended == {"2": "COMPLETED", "3": "COMPLETED"}  # and the table has waited for them
@@ -165,6 +166,31 @@ def again(sweep):
     return [line for line in said.splitlines() if line.startswith("python run.py -m ")]
 
 
+def test_a_job_cancelled_before_it_started_is_not_waited_for(tmp_path, local):
+    """SLURM keeps no record of one in an array: neither sacct nor squeue has ever heard of it."""
+    sweep = tmp_path / "sweep"
+    process = submit(tmp_path, *SWEEP)
+    number = in_the_middle(tmp_path, "0", "1")
+    ask("scancel", f"{number}_3")
+    output = finish(process, code=1, timeout=600)
+    assert f"error: 1 of 4 jobs ended without a result: {number}_3 (CANCELLED before it started)" in output
+    assert "Traceback" not in output and sorted(scores(sweep)) == ["0", "1", "2"]
+    (command,) = again(sweep)
+    finish(start(shlex.split(command)[1:]), timeout=600)
+    assert scores(sweep) == local
+
+
+def test_what_is_in_the_queue_needs_no_process_of_its_sweep(tmp_path, local):
+    sweep = tmp_path / "sweep"
+    process = submit(tmp_path, *SWEEP)
+    in_the_middle(tmp_path, "0", "1")
+    process.send_signal(signal.SIGINT)
+    assert "jobs that were submitted go on: see python -m fingerbench status" in finish(process, code=130)
+    assert not again(sweep), "two run and two are queued"
+    until(lambda: len(scores(sweep)) == 4, "all done", seconds=300)
+    assert scores(sweep) == local
+
+
 def test_jobs_that_are_queued_again_go_on(tmp_path, local):
     sweep = tmp_path / "sweep"
     process = submit(tmp_path, *SWEEP)
@@ -183,7 +209,12 @@ def test_jobs_that_are_queued_again_go_on(tmp_path, local):
 def test_a_refused_submission_is_one_line(tmp_path):
     output = finish(submit(tmp_path, *SWEEP, "hydra.launcher.partition=nowhere"), code=2)
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "nowhere" in line and "hydra.launcher.KEY=VALUE" in line and "Traceback" not in output
+    assert (
+        "missing" not in output
+        and "nowhere" in line
+        and "hydra.launcher.KEY=VALUE" in line
+        and "Traceback" not in output
+    )
 
 
 def test_a_job_builds_with_the_cores_that_it_was_granted(tmp_path):

@@ -343,7 +343,7 @@ def test_a_job_that_slurm_queued_again_needs_nobody(tmp_path, monkeypatch, queue
     record(tmp_path / "0", "interrupted", "method=akh", slurm_job_id="17_3")
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
-    squeue.write_text(f'#!/bin/sh\ntest "$3" = --jobs=17_3 && echo {queue}\n')
+    squeue.write_text(f'#!/bin/sh\ntest "$4" = --jobs=17_3 && echo {queue}\n')
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
     (job,) = status.read(tmp_path / "0")

@@ -40,7 +40,7 @@ def finish() -> None:
     if folder is None:
         return
     try:
-        undone = [job for job in status.read(folder) if job.state != "done"]
+        undone = [job for job in status.read(folder, lost_s=0.0) if job.state != "done"]  # all have ended
     except UserError as error:
         log.warning("%s", error)
         undone = []
@@ -48,8 +48,18 @@ def finish() -> None:
     if not compared:
         for job in undone:
             log.warning("missing: %s", job.told())
+    if not undone and not any(folder.rglob("scores.csv")):
+        log.info("tables and figures: in the folder of each job, such as %s", folder / "0")
     if undone:
         log.warning("how to run them again: python -m fingerbench status %s", shlex.quote(str(folder)))
+
+
+def way_on() -> str:
+    """Return what to do after an interruption: jobs that were submitted go on without the process of their sweep."""
+    folder = Report.running
+    if folder is None or not (folder / ".submitit").is_dir():
+        return "the same command goes on where it was"
+    return f"and jobs that were submitted go on: see python -m fingerbench status {shlex.quote(str(folder))}"
 
 
 def _compare(folder: Path) -> bool:
