@@ -150,17 +150,18 @@ def why(error: BaseException) -> str:
     return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
-def announce(config: DictConfig) -> None:
+def announce(config: DictConfig) -> bool:
     """Write sweep.json into the folder of the sweep that starts here, and touch it for as long as this process lives.
 
     Jobs of earlier sweeps into the same folder stay in the list; the same job, by its words, occurs once. Only Hydra's
-    basic sweeper knows its jobs in advance: with another, `jobs` is null, unless earlier sweeps listed some.
+    basic sweeper knows its jobs in advance: with another, `jobs` is null, unless earlier sweeps listed some. Returns
+    whether all jobs in the list are of this sweep.
     """
     folder = Path(config.hydra.sweep.dir).absolute()
     earlier = _listed(_read(folder / SWEEP) or {})
     coming = {_identity(entry["words"]): entry for entry in _coming(config)}
     _warn_of_overwriting(folder, earlier, coming)
-    known = config.hydra.sweeper["_target_"] == BASIC_SWEEPER or earlier
+    known = config.hydra.sweeper["_target_"] == BASIC_SWEEPER or bool(earlier)
     record = {
         "schema": SCHEMA,
         "command": shlex.join(["python", *sys.argv]),
@@ -172,6 +173,7 @@ def announce(config: DictConfig) -> None:
     write_json(folder / SWEEP, record)
     heart = Heart(folder / SWEEP)
     atexit.register(_fall_silent, heart, folder / SWEEP)
+    return known and earlier.keys() <= coming.keys()
 
 
 def _coming(config: DictConfig) -> list[dict[str, Any]]:

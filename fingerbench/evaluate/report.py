@@ -74,14 +74,15 @@ class Report:
     notes: tuple[str, ...]
 
 
-def report(runs: Sequence[Path], out: Path) -> Report:
+def report(runs: Sequence[Path], out: Path, lost_s: float = status.LOST_S) -> Report:
     """Compare the runs in the folders `runs`, and below them, and write the comparison into the folder `out`.
 
     Files: comparison.csv (unrounded), comparison.md, comparison.tex, figures/comparison.{png,pdf} and
-    figures/aruc_panels.{png,pdf}. Where a job of a sweep among `runs` is not done, a note says so, and all captions.
-    UserError: no run, a damaged run, runs that must not be compared, or `out` cannot be written.
+    figures/aruc_panels.{png,pdf}. Where a job of a sweep among `runs` is not done, a note says so, and all captions;
+    lost_s: see `status.read`. UserError: no run, a damaged run, runs that must not be compared, or `out` cannot be
+    written.
     """
-    found, undone = _gather(runs)
+    found, undone = _gather(runs, lost_s)
     refuse_mixtures(found)
     kept, notes = newest(found)
     notes += [f"missing: {job.told()}" for job in undone]
@@ -94,11 +95,11 @@ def report(runs: Sequence[Path], out: Path) -> Report:
     return Report(table, tuple(files), tuple(notes))
 
 
-def _gather(paths: Sequence[Path]) -> tuple[list[Run], list[status.Job]]:
+def _gather(paths: Sequence[Path], lost_s: float) -> tuple[list[Run], list[status.Job]]:
     """Return the runs at or below `paths`, and the jobs that are not done, whatever an earlier attempt left there."""
-    undone = {job.folder.resolve(): job for job in missing(paths)}
+    undone = {job.folder.resolve(): job for job in missing(paths, lost_s)}
     folders = [folder for folder in find(paths) if folder not in undone]
-    told = (job for folder in folders if (folder / status.STATUS).exists() for job in status.read(folder))
+    told = (job for folder in folders if (folder / status.STATUS).exists() for job in status.read(folder, lost_s))
     undone |= {job.folder: job for job in told if job.folder in folders and job.state != "done"}
     found = [load(folder) for folder in folders if folder not in undone]
     if not found:
@@ -106,12 +107,12 @@ def _gather(paths: Sequence[Path]) -> tuple[list[Run], list[status.Job]]:
     return found, list(undone.values())
 
 
-def missing(paths: Iterable[Path]) -> list[status.Job]:
+def missing(paths: Iterable[Path], lost_s: float) -> list[status.Job]:
     """Return the jobs of the sweeps and runs `paths` that are not done; UserError if all jobs of one are not."""
     undone = []
     for path in paths:
         if any((path / name).exists() for name in (status.SWEEP, status.STATUS)):
-            jobs = status.read(path)
+            jobs = status.read(path, lost_s)
             lacking = [job for job in jobs if job.state != "done"]
             if jobs and len(lacking) == len(jobs):
                 told = f"none of its {len(jobs)} runs is done" if len(jobs) > 1 else f"its run is {jobs[0].state}"

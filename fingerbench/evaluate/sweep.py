@@ -16,6 +16,8 @@ from fingerbench.errors import UserError
 
 log = logging.getLogger(__name__)
 
+ALL_ENDED = -1.0  # a job that does not say it is done is lost: at the end of the only sweep in its folder
+
 
 class Report(Callback):
     """What Hydra calls around the jobs of `python run.py -m`, whichever launcher runs them."""
@@ -23,11 +25,14 @@ class Report(Callback):
     running: ClassVar[Path | None] = None
     """The folder of a sweep without its comparison. Hydra does not call the end of one in which a job failed."""
 
+    lost_s: ClassVar[float] = status.LOST_S
+    """See `status.read`: other sweeps into the same folder may have jobs that still run."""
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note the folder of the sweep, and list its jobs there."""
         Report.running = Path(config.hydra.sweep.dir)
         with suppress(OSError):  # Hydra writes there next, and then `run.py` says what is the matter
-            status.announce(config)
+            Report.lost_s = ALL_ENDED if status.announce(config) else status.LOST_S
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Compare the runs."""
@@ -40,7 +45,7 @@ def finish() -> None:
     if folder is None:
         return
     try:
-        undone = [job for job in status.read(folder, lost_s=0.0) if job.state != "done"]  # all have ended
+        undone = [job for job in status.read(folder, Report.lost_s) if job.state != "done"]
     except UserError as error:
         log.warning("%s", error)
         undone = []
@@ -69,7 +74,7 @@ def _compare(folder: Path) -> bool:
     from fingerbench.evaluate import report, tables
 
     try:
-        done = report.report([folder], folder / "report")
+        done = report.report([folder], folder / "report", Report.lost_s)
     except UserError as error:  # such as a sweep over data sets, which no one table can hold
         log.warning("no comparison of the whole sweep: %s", error)
         return False
