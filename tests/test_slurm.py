@@ -184,8 +184,8 @@ def test_what_is_in_the_queue_needs_no_process_of_its_sweep(tmp_path, local):
     sweep = tmp_path / "sweep"
     process = submit(tmp_path, *SWEEP)
     in_the_middle(tmp_path, "0", "1")
-    process.send_signal(signal.SIGINT)
-    assert "jobs that were submitted go on: see python -m fingerbench status" in finish(process, code=130)
+    process.terminate()
+    assert "jobs that were submitted go on: see python -m fingerbench status" in finish(process, code=143)
     assert not again(sweep), "two run and two are queued"
     until(lambda: len(scores(sweep)) == 4, "all done", seconds=300)
     assert scores(sweep) == local
@@ -203,7 +203,7 @@ def test_jobs_that_are_queued_again_go_on(tmp_path, local):
     assert set(states(sweep, "--duplicates")) == expected  # the second may hear the signal, and be queued, twice
     for task in ("0", "1"):  # the second start has found what the first has made
         found = re.findall(r"found (\d+) of 10 models", (sweep / task / "run.log").read_text())
-        assert len(found) == 2 and int(found[0]) < int(found[1])
+        assert len(found) >= 2 and int(found[0]) < int(found[-1])
 
 
 def test_a_refused_submission_is_one_line(tmp_path):
