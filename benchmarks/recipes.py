@@ -28,13 +28,12 @@ def specs(recipes: list[str], architectures: list[str], words: list[str]) -> tup
 
 
 def row(bench: Bench, architecture: str, models: list[ModelSpec], recipes: list[str]) -> dict[str, str]:
-    """Return the line of one architecture: quality and seconds under each recipe."""
+    """Return the line of one architecture: quality under each recipe."""
     line = {"architecture": architecture}
     quality = bench.data.task.quality_name
     for recipe, spec in zip(recipes, models, strict=True):
         facts = bench.store.facts(spec) if bench.store.has(spec) else None
         line[f"{quality}, {recipe}"] = f"{facts[quality]:.3f}" if facts else "missing"
-        line[f"seconds, {recipe}"] = f"{facts['seconds']:.0f}" if facts else "missing"
     return line
 
 
