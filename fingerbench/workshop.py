@@ -25,6 +25,8 @@ T = TypeVar("T")
 # come on top.
 WORKER_BYTES = 6 * 2**30
 
+CAUTION = 0.1  # what learning rates are multiplied by where a training diverged and is begun once more
+
 
 @dataclass(frozen=True)
 class Workshop:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import safetensors.torch
 import torch
 
+import fingerbench as fb
 from fingerbench import config
 from fingerbench.errors import DivergedError, UserError
 from fingerbench.gans import train as train_module
@@ -17,6 +18,7 @@ from fingerbench.gans.icrgan import Icrgan
 from fingerbench.gans.logan import Logan
 from fingerbench.gans.reacgan import Reacgan
 from fingerbench.gans.sagan import Sagan
+from fingerbench.gans.spec import GanSpec
 from fingerbench.gans.train import Batch, Hinge, train
 from fingerbench.gans.wgan_gp import Wasserstein, WganGp, gradient_penalty
 from fingerbench.records import Gan, Images
@@ -403,8 +405,32 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, monkeypatch):
 
 def test_a_gan_that_diverges_is_no_gan():
     design = replace(SMALL, lr=float("inf"))
-    with pytest.raises(DivergedError, match=r"nothing of it is stored: lower gan\.lr, inf"):
+    with pytest.raises(DivergedError, match="weights that are not finite at lr inf"):
         design.train(digits(), 10, fresh(), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Frail(type(SMALL)):
+    """Diverges in its first training, the one with a checkpoint, and in the second unless `sound`."""
+
+    sound: bool = True
+
+    def train(self, images, classes, generator, device, checkpoint=None):
+        if checkpoint is not None or not self.sound:
+            raise DivergedError(f"weights that are not finite at lr {self.lr:g}")
+        return super().train(images, classes, generator, device)
+
+
+def test_a_gan_that_diverges_is_begun_once_more_and_says_so(tmp_path):
+    workshop = fb.open("data=digits", f"store={tmp_path}").workshop
+    own = {f.name: getattr(SMALL, f.name) for f in fields(SMALL)}
+    frail = GanSpec("data", 10, Frail(**{**own, "lr": 0.002}), 0)
+    tensors, facts = frail.make(workshop)
+    told = "weights that are not finite at lr 0.002; begun once more, learning rates times 0.1"
+    assert facts["retried"] == told and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    broken = GanSpec("data", 10, Frail(**{**own, "lr": 0.002, "sound": False}), 0)
+    with pytest.raises(DivergedError, match=r"times 0\.1: .* at lr 0\.0002; nothing of it is stored: lower gan\.lr"):
+        broken.make(workshop)
 
 
 @pytest.mark.parametrize("schema", [0, 2])

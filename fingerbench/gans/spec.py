@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from fingerbench.cost import Adversaries, Pass, Sizes, Work
+from fingerbench.errors import DivergedError
 from fingerbench.gans.train import Training
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
-from fingerbench.workshop import Workshop
+from fingerbench.workshop import CAUTION, Workshop
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,18 +48,41 @@ class GanSpec(Spec):
         return Adversaries(self.design, self.classes, shape)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Train it."""
+        """Train it; a training that diverges is begun once more, with learning rates multiplied by CAUTION.
+
+        That second training has no checkpoint. Default: not published.
+
+        Raises:
+            DivergedError: it diverges as well.
+        """
         began = time.perf_counter()
-        images = workshop.data.a.to(workshop.device)
-        with seeded(self.seed) as generator:
-            checkpoint = workshop.store.checkpoint(self)
-            gan = self.design.train(images, self.classes, generator, workshop.device, checkpoint)
+        gan, retried = self._trained(workshop)
         tensors = {
             f"{part}.{name}": tensor
             for part in ("generator", "discriminator")
             for name, tensor in getattr(gan, part).state_dict().items()
         }
-        return tensors, {"name": self.label, "seed": self.seed, "seconds": time.perf_counter() - began}
+        facts = {"name": self.label, "seed": self.seed, "retried": retried}
+        return tensors, {**facts, "seconds": time.perf_counter() - began}
+
+    def _trained(self, workshop: Workshop) -> tuple[Gan, str | None]:
+        """Return the GAN, and why it was begun once more, if it was."""
+        try:
+            return self._attempt(workshop, self.design, workshop.store.checkpoint(self)), None
+        except DivergedError as error:
+            retried = f"{error}; begun once more, learning rates times {CAUTION:g}"
+        log.warning("%s: %s", self.label, retried)
+        try:
+            return self._attempt(workshop, replace(self.design, lr=self.design.lr * CAUTION), None), retried
+        except DivergedError as error:
+            raise DivergedError(
+                f"{self.label} diverged: {retried}: {error}; nothing of it is stored: lower gan.lr, {self.design.lr:g}"
+            ) from error
+
+    def _attempt(self, workshop: Workshop, design: Training, checkpoint: Path | None) -> Gan:
+        images = workshop.data.a.to(workshop.device)
+        with seeded(self.seed) as generator:
+            return design.train(images, self.classes, generator, workshop.device, checkpoint)
 
     def load(self, workshop: Workshop) -> Gan:
         """Return the stored GAN, frozen, in eval mode."""

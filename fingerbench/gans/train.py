@@ -156,7 +156,7 @@ def train(
 def _require_finite(gan: Gan, training: Training) -> None:
     weights = (weight for net in (gan.generator, gan.discriminator) for weight in net.parameters())
     if not all(bool(weight.isfinite().all()) for weight in weights):
-        raise DivergedError(f"the training of the GAN diverged; nothing of it is stored: lower gan.lr, {training.lr:g}")
+        raise DivergedError(f"weights that are not finite at lr {training.lr:g}")
 
 
 def freeze(gan: Gan) -> Gan:

@@ -21,12 +21,10 @@ from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.task import Task
-from fingerbench.workshop import Workshop, pick_bfloat16, revive
+from fingerbench.workshop import CAUTION, Workshop, pick_bfloat16, revive
 from fingerbench.zoo.train import Scene, Workbench
 
 log = logging.getLogger(__name__)
-
-CAUTION = 0.1  # of the second try where a training diverged
 
 
 class Attack(Protocol):
