@@ -315,6 +315,7 @@ def test_figures_of_a_part_are_marked(tmp_path, monkeypatch):
     assert marks == ["Partial: 1 of 2 runs are missing."] * 2
 
 
+@pytest.mark.slow  # half a minute; the sweep above is told the same by jobs without a zoo
 def test_a_failed_run_of_a_real_sweep_is_run_again_from_its_command(built, tmp_path, monkeypatch):
     monkeypatch.setenv("QUERIES_1", "-1")
     words = [
