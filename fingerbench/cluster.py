@@ -99,21 +99,20 @@ def _end_waiting_for_the_forgotten() -> None:
             now = time.monotonic()
             if now >= self._next.get(job_id, 0.0):
                 self._next[job_id] = now + FORGOTTEN_S
-                missed = not states(job_id) and self._looks.get(job_id, 0) + 1
-                self._looks[job_id] = int(missed)
+                self._looks[job_id] = 0 if states(job_id) else self._looks.get(job_id, 0) + 1
             return "CANCELLED before it started" if self._looks[job_id] > 1 else state
 
     submitit.SlurmJob.watcher = Watcher(submitit.SlurmJob.watcher._delay_s)
 
 
-def states(*jobs: str) -> list[str]:
-    """Return the state of each of the jobs, such as 17 or 17_3, that SLURM has in its queue; ["UNKNOWN"]: no answer.
+def states(job: str) -> list[str]:
+    """Return the states of a job that SLURM has in its queue, such as 17_3, or 17 for all of an array.
 
-    Where SLURM is not installed it has none.
+    [] where the job is not there, or SLURM is not installed, and ["UNKNOWN"] where SLURM does not answer.
     """
-    if not jobs or shutil.which("squeue") is None:
+    if shutil.which("squeue") is None:
         return []
-    command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={','.join(jobs)}"]
+    command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
     except subprocess.TimeoutExpired:
