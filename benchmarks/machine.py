@@ -19,7 +19,8 @@ PEAK_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product 
 def describe(device: torch.device) -> str:
     """Return the machine, and how busy it is, in one line."""
     found = hardware()
-    processor = f"{found['processor']}{', AMX' if found['amx'] else ''}, {found['cores']} cores"
+    unit = found["bfloat16"]
+    processor = f"{found['processor']}{f', {unit} bfloat16' if unit else ''}, {found['cores']} cores"
     place = f"{torch.cuda.get_device_name(device)}; " if device.type == "cuda" else ""
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     return f"{place}{processor}; {threads} threads; torch {torch.__version__}; load {load:.1f}"

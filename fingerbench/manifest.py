@@ -51,12 +51,14 @@ def hardware() -> dict[str, Any]:
     """Return what the run could compute on."""
     import torch
 
+    from fingerbench.workshop import bfloat16_unit
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "amx": torch.cpu._is_amx_tile_supported(),
+        "bfloat16": bfloat16_unit(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
     }

@@ -81,8 +81,8 @@ def pick_jobs(device: torch.device) -> int:
 def pick_bfloat16(precision: str, device: torch.device, architecture: str) -> bool:
     """Tell whether to train in bfloat16 autocast: where asked to, or where "auto" expects it to be faster.
 
-    That is on GPUs and CPUs that compute in it natively (AMX), but for the architectures in `nets.FLOAT32_ON_CPU`. A
-    rule, not a stopwatch at start-up: a zoo must not hang on what else the machine was doing.
+    That is on GPUs and CPUs that compute in it natively, but for the architectures in `nets.FLOAT32_ON_CPU`. A rule,
+    not a stopwatch at start-up: a zoo must not hang on what else the machine was doing.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise unknown("precision", precision, ["auto", "float32", "bfloat16"])
@@ -90,9 +90,16 @@ def pick_bfloat16(precision: str, device: torch.device, architecture: str) -> bo
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # On a CPU without AMX bfloat16 is emulated, and slower than float32.
-    native = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    # Elsewhere bfloat16 is emulated, and slower than float32.
+    native = device.type == "cpu" and bfloat16_unit() is not None
     return native and architecture not in FLOAT32_ON_CPU
+
+
+def bfloat16_unit() -> str | None:
+    """Return what this CPU multiplies bfloat16 with, "AMX" or "AVX-512"; None where it cannot."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else None
 
 
 @contextmanager

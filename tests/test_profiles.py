@@ -9,7 +9,7 @@ from conftest import METHODS
 from fingerbench import config
 from fingerbench.errors import UserError
 from fingerbench.nets import ARCHITECTURES, FLOAT32_ON_CPU
-from fingerbench.workshop import pick_bfloat16, pick_jobs
+from fingerbench.workshop import bfloat16_unit, pick_bfloat16, pick_jobs
 
 CPU = torch.device("cpu")
 PROFILES = config.options("profile")
@@ -46,11 +46,13 @@ def test_lite_sees_as_many_images_as_it_says():
     assert zoo.training.epochs * 25_000 == 50_000 == zoo.knockoff.epochs * 50_000
 
 
-@pytest.mark.parametrize("amx", [False, True])
-def test_auto_trains_in_bfloat16_where_it_is_faster(monkeypatch, amx):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+@pytest.mark.parametrize(("amx", "avx512", "unit"), [(0, 0, None), (0, 1, "AVX-512"), (1, 1, "AMX"), (1, 0, "AMX")])
+def test_auto_trains_in_bfloat16_where_it_is_faster(monkeypatch, amx, avx512, unit):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512))
     low = {name for name in ARCHITECTURES if pick_bfloat16("auto", CPU, name)}
-    assert low == (set(ARCHITECTURES) - set(FLOAT32_ON_CPU) if amx else set())
+    assert low == (set(ARCHITECTURES) - set(FLOAT32_ON_CPU) if unit else set())
+    assert bfloat16_unit() == unit
     assert pick_bfloat16("bfloat16", CPU, "mobilenetv2") and not pick_bfloat16("float32", CPU, "resnet18")
     with pytest.raises(UserError, match="unknown precision 'float23'"):
         pick_bfloat16("float23", CPU, "resnet18")
