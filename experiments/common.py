@@ -9,7 +9,7 @@ import numpy as np
 
 from fingerbench.evaluate import metrics, tables
 from fingerbench.evaluate.experiment import Cell
-from fingerbench.evaluate.plots import Panel
+from fingerbench.evaluate.panels import Panel
 
 if TYPE_CHECKING:
     from pandas import DataFrame

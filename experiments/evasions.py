@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import queries_of
 from experiments.freqgan_table1 import SHORT, aucs
-from fingerbench.evaluate import metrics, plots
+from fingerbench.evaluate import metrics
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption, incomparable
+from fingerbench.evaluate.panels import Panel, radar_panels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,7 +56,7 @@ class Evasions(Experiment):
                 "Radius: AUC of a family against all negatives; ABP: area of the polygon, 2.598 at most. "
                 f"{PAPER} {said} {incomparable(cells[0].bench)}"
             )
-            figure = plots.radar_panels(panels, text)
+            figure = radar_panels(panels, text)
             exhibits.append(Exhibit("evasions_radar", text, figure=figure, data=_corners(panels)))
         return exhibits
 
@@ -81,7 +82,7 @@ def _table(long: DataFrame, statistic: str) -> DataFrame:
     return whole.rename_axis(index="evasion", columns=None).reset_index()
 
 
-def _panels(cells: Sequence[Cell]) -> dict[str, plots.Panel]:
+def _panels(cells: Sequence[Cell]) -> dict[str, Panel]:
     """Return a panel for each of RADARS that is there, with the means over seeds; empty if a family is missing."""
     import pandas as pd
 
@@ -94,12 +95,12 @@ def _panels(cells: Sequence[Cell]) -> dict[str, plots.Panel]:
     means = long.groupby(["evasion", "method"], sort=False)[axes].mean()
     there = [evasion for evasion in RADARS if evasion in means.index.get_level_values(0)]
     return {
-        RADARS[evasion]: plots.Panel(axes, {str(name): row.tolist() for name, row in means.loc[evasion].iterrows()})
+        RADARS[evasion]: Panel(axes, {str(name): row.tolist() for name, row in means.loc[evasion].iterrows()})
         for evasion in there
     }
 
 
-def _corners(panels: Mapping[str, plots.Panel]) -> DataFrame:
+def _corners(panels: Mapping[str, Panel]) -> DataFrame:
     import pandas as pd
 
     return pd.DataFrame(

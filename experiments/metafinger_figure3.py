@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from experiments.common import SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
 from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.panels import bar_panels, line_panels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,7 +49,7 @@ class Figure3(Experiment):
         bars, lines = rows[rows["family"] == "finetune"], rows[rows["family"].isin(LINES)]
         drawn = []
         if len(bars):
-            figure = plots.bar_panels({TITLES["finetune"]: panel(bars, "variant")}, "query accuracy", said)
+            figure = bar_panels({TITLES["finetune"]: panel(bars, "variant")}, "query accuracy", said)
             drawn.append(Exhibit("metafinger_figure3_finetune", said, figure=figure, data=bars))
         if len(lines):
             drawn.append(_lines(lines, said))
@@ -62,7 +63,7 @@ def _lines(rows: DataFrame, said: str) -> Exhibit:
     said = f"A line is a method, the band the range; the smaller a, the more noise. {said}"
     if rows.loc[rows["family"] == "prune", "strength"].max() > PRUNED_AT_MOST:
         said = f"The paper prunes {100 * PRUNED_AT_MOST:.0f} % at most, which the dashed line marks. {said}"
-    figure = plots.line_panels(panels, "query accuracy", said, limits=(0, 1.03))
+    figure = line_panels(panels, "query accuracy", said, limits=(0, 1.03))
     if TITLES["prune"] in panels:
         figure.axes[0].axvline(PRUNED_AT_MOST, color=plots.INK, linewidth=0.8, dashes=(3, 2))
     return Exhibit("metafinger_figure3_lines", said, figure=figure, data=rows)

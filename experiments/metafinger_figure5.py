@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from experiments.common import SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
-from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.panels import bar_panels
 
 # Yang, Wang, Wang, IJCAI 2022, text on figure 5.
 PAPER = {"metafinger": "> 0.80", "ipguard": "the lowest"}
@@ -32,7 +32,7 @@ class Figure5(Experiment):
             f"modified; what is random is drawn {_draws(cells)} times: {SPREAD}. {queries_of(cells)} "
             f"The watermarks of the paper's figure are not in this benchmark. {caption(cells, paper=True)}"
         )
-        figure = plots.bar_panels({"": panel(rows, "evasion")}, "query accuracy", said, limits=(0, 1.02))
+        figure = bar_panels({"": panel(rows, "evasion")}, "query accuracy", said, limits=(0, 1.02))
         table = side_by_side(rows, ["evasion"])
         for method in [m for m in PAPER if m in table]:
             table[f"{method}, paper"] = PAPER[method]

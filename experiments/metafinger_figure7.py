@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from experiments.common import SPREAD, over_seeds, panel
 from fingerbench.evaluate import metrics, plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.panels import line_panels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +41,7 @@ class Figure7(Experiment):
         )
         lines = panel(rows, "negatives", series="curve", xlabel="negative surrogates, without their copies")
         lines = replace(lines, colours=dict(zip(lines.series, plots.OTHER_COLOURS, strict=False)))
-        figure = plots.line_panels({"": lines}, "accuracy gap", said, limits=(min(0.0, gaps["gap"].min()), 1.03))
+        figure = line_panels({"": lines}, "accuracy gap", said, limits=(min(0.0, gaps["gap"].min()), 1.03))
         return [
             Exhibit("metafinger_figure7", said, figure=figure, data=rows),
             Exhibit("metafinger_figure7_table", said, table=_table(rows, gaps), data=rows),

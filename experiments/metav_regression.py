@@ -9,7 +9,8 @@ from typing import ClassVar
 from experiments.common import by_label
 from fingerbench.bench import Bench
 from fingerbench.errors import require
-from fingerbench.evaluate import metrics, plots, tables
+from fingerbench.evaluate import metrics, tables
+from fingerbench.evaluate.curves import aruc_panels
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 from fingerbench.evaluate.report import comparison
 from fingerbench.store import Spec
@@ -45,5 +46,5 @@ class MetavRegression(Experiment):
             Exhibit("comparison", intervals, table=totals, data=table),
             Exhibit("families", first, table=families),
             Exhibit("costs", f"{tables.COSTS_NOTE} {caption(cells)}", table=costs),
-            Exhibit("aruc", curves, figure=plots.aruc_panels(runs, curves)),
+            Exhibit("aruc", curves, figure=aruc_panels(runs, curves)),
         ]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fingerbench.evaluate import plots, tables
+from fingerbench.evaluate import tables
+from fingerbench.evaluate.curves import comparison_figure
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 from fingerbench.evaluate.report import comparison, summaries
 
@@ -22,7 +23,7 @@ class Methods(Experiment):
         """Return three tables and the bars of ARUC and AUC."""
         table = comparison([cell.run for cell in cells])
         said = caption(cells)
-        bars = plots.comparison_figure(summaries(table), table[table["seed"] != "mean"], said)
+        bars = comparison_figure(summaries(table), table[table["seed"] != "mean"], said)
         totals, margins, costs = tables.comparison_tables(table)
         return [
             Exhibit(

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from fingerbench.bench import Bench
 from fingerbench.errors import require
-from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.images import query_grid
 from fingerbench.store import Spec
 
 # NaturalFinger (Yang et al. 2023), figure 2.
@@ -54,7 +54,7 @@ class Figure2(Experiment):
         for most in self.samples:
             rows = different(pairs)[:most]
             texts = [f"{names[pairs[row][0]]}/{names[pairs[row][1]]}" for row in rows]
-            figure = plots.query_grid(tensors["queries"][rows].numpy(), texts, COLUMNS, said)
+            figure = query_grid(tensors["queries"][rows].numpy(), texts, COLUMNS, said)
             exhibits.append(Exhibit(f"queries_{most}", said, figure=figure))
         return exhibits
 

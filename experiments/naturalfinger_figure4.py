@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from experiments.common import by_label
-from fingerbench.evaluate import plots, tables
+from fingerbench.evaluate import tables
+from fingerbench.evaluate.curves import aruc_panels
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 from fingerbench.evaluate.report import comparison, summaries
 
@@ -42,6 +43,6 @@ class Figure4(Experiment):
         )
         frames = {label: [cell.scores for cell in group] for label, group in by_label(cells).items()}
         return [
-            Exhibit("curves", curves, figure=plots.aruc_panels(frames, curves)),
+            Exhibit("curves", curves, figure=aruc_panels(frames, curves)),
             Exhibit("aruc", numbers, table=table, data=runs),
         ]

@@ -10,6 +10,7 @@ from experiments.common import SPREAD, by_label, over_seeds, panel
 from fingerbench.errors import require
 from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.panels import Panel, line_panels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,7 +42,7 @@ class Figure5(Experiment):
             "fine-tuned with, those whose adversarial examples were added, at 0 the source and its mirror, unattacked. "
             "Dashed: the lowest positive and, in the colour of the mirrors, the highest mirror here under any seed."
         )
-        figure = plots.line_panels(panels, "score", said, limits=(-0.03, 1.03))
+        figure = line_panels(panels, "score", said, limits=(-0.03, 1.03))
         return [Exhibit("scores", said, figure=figure, data=means)]
 
 
@@ -58,7 +59,7 @@ def _scores(cells: Sequence[Cell]) -> DataFrame:
     )
 
 
-def _panel(method: str, means: DataFrame, scores: DataFrame) -> plots.Panel:
+def _panel(method: str, means: DataFrame, scores: DataFrame) -> Panel:
     drawn = panel(means[means["method"] == method], "share", "side", "share of adversarial examples")
     own = scores[scores["method"] == method].groupby("side")["score"]
     across = {"positive": own.min()["positive"], "mirror": own.max()["mirror"]}

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from experiments.common import SPREAD, margins, over_seeds, panel, side_by_side
 from fingerbench.errors import require
-from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.panels import bar_panels, line_panels
 
 LINES = {
     "prune": ("pruning", "share of weights removed"),
@@ -55,7 +55,7 @@ class Figure6(Experiment):
         table = side_by_side(means, ["family", "variant"])
         exhibits = [Exhibit("margins", said, table=table, data=means)]
         if lines:
-            exhibits.append(Exhibit("strengths", said, figure=plots.line_panels(lines, "margin", said, limits=None)))
+            exhibits.append(Exhibit("strengths", said, figure=line_panels(lines, "margin", said, limits=None)))
         if bars:
-            exhibits.append(Exhibit("finetuning", said, figure=plots.bar_panels(bars, "margin", said)))
+            exhibits.append(Exhibit("finetuning", said, figure=bar_panels(bars, "margin", said)))
         return exhibits

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import SPREAD, margins, over_seeds, panel, side_by_side
 from fingerbench.errors import require
-from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.panels import bar_panels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -51,7 +51,7 @@ class Figure7(Experiment):
             f"({', '.join(seen)} are seen); mean: over all seen or all unseen ones."
         )
         return [
-            Exhibit("margins", said, figure=plots.bar_panels(panels, "margin", said)),
+            Exhibit("margins", said, figure=bar_panels(panels, "margin", said)),
             Exhibit("table", unseen, table=side_by_side(means, ["family", "architecture", "unseen"]), data=means),
         ]
 

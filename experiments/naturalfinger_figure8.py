@@ -10,8 +10,8 @@ from torch import Tensor
 
 from experiments.common import by_label
 from fingerbench.bench import Bench
-from fingerbench.evaluate import plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.images import query_blocks
 from fingerbench.store import Spec
 
 COLUMNS, ROWS = 8, 2  # of images in a block
@@ -36,4 +36,4 @@ class Figure8(Experiment):
             queries: Tensor = cell.bench.store.load(cell.bench.fingerprint_spec).tensors["queries"]
             blocks[f"{cell.label}, {len(queries)} queries"] = queries[: COLUMNS * ROWS].numpy()
         said = f"{caption(shown)} The first {COLUMNS * ROWS} queries of each method, in the order it made them."
-        return [Exhibit("queries", said, figure=plots.query_blocks(blocks, COLUMNS, said))]
+        return [Exhibit("queries", said, figure=query_blocks(blocks, COLUMNS, said))]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import by_label
-from fingerbench.evaluate import plots, tables
+from fingerbench.evaluate import tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.images import query_grid
+from fingerbench.evaluate.panels import Panel, bar_panels
 from fingerbench.evaluate.report import comparison, summaries
 from fingerbench.evaluate.run import gan_caption
 from fingerbench.store import Artefact
@@ -55,14 +57,14 @@ def _fid(cell: Cell) -> Artefact:
 
 
 def _bars(table: DataFrame, method: str, said: str) -> Figure:
-    panel = plots.Panel(
+    panel = Panel(
         x=table["gan"].tolist(),
         series={method: table["aruc"].tolist()},
         low={method: table["aruc_low"].tolist()},
         high={method: table["aruc_high"].tolist()},
         marks={"the paper": table["paper"].tolist()},
     )
-    return plots.bar_panels({Figure9.title: panel}, "ARUC", said, limits=(0, 1))
+    return bar_panels({Figure9.title: panel}, "ARUC", said, limits=(0, 1))
 
 
 def _shown(table: DataFrame) -> DataFrame:
@@ -78,4 +80,4 @@ def _shown(table: DataFrame) -> DataFrame:
 
 def _samples(gan: str, fid: Artefact, said: str) -> Exhibit:
     text = f"{said} {gan_caption(fid)}."
-    return Exhibit(f"samples_{gan}", text, figure=plots.query_grid(fid.tensors["samples"].numpy(), caption=text))
+    return Exhibit(f"samples_{gan}", text, figure=query_grid(fid.tensors["samples"].numpy(), caption=text))

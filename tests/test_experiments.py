@@ -13,6 +13,7 @@ from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.errors import UserError
 from fingerbench.evaluate import experiment, metrics, plots, tables
+from fingerbench.evaluate.panels import Panel, bar_panels, line_panels
 from fingerbench.evaluate.report import Run
 
 COST = {"seconds": 1.0, "preparation_seconds": 2.0, "peak_mib": 3.0, "surrogates": 15}
@@ -216,9 +217,9 @@ def test_a_part_of_an_experiment_can_be_drawn(name):
         assert exhibit.table is None or len(exhibit.table)
 
 
-@pytest.mark.parametrize("draw", [plots.line_panels, plots.bar_panels])
+@pytest.mark.parametrize("draw", [line_panels, bar_panels])
 def test_panels_share_limits_that_hold_the_data_of_all(draw):
-    panels = {"a": plots.Panel(["x", "y"], {"metav": [0.2, 0.3]}), "b": plots.Panel(["x", "y"], {"metav": [-0.9, 0.8]})}
+    panels = {"a": Panel(["x", "y"], {"metav": [0.2, 0.3]}), "b": Panel(["x", "y"], {"metav": [-0.9, 0.8]})}
     for axes in draw(panels, "margin", limits=None).axes:
         low, high = axes.get_ylim()
         assert low < -0.9 and 0.8 < high < 1
@@ -228,11 +229,10 @@ def test_panels_share_limits_that_hold_the_data_of_all(draw):
 def test_a_legend_shows_every_colour_of_a_series_and_the_marker_of_its_lines():
     shades = ("#112233", "#445566")
     panels = {
-        shade: plots.Panel([0, 1], {"mirror": [0, 0], "positive": [1, 1]}, colours={"positive": shade})
-        for shade in shades
+        shade: Panel([0, 1], {"mirror": [0, 0], "positive": [1, 1]}, colours={"positive": shade}) for shade in shades
     }
-    panels["other"] = plots.Panel([0, 1], {"positive": [1, 1]}, colours={"positive": shades[0]})
-    figure = plots.line_panels(panels, "score")
+    panels["other"] = Panel([0, 1], {"positive": [1, 1]}, colours={"positive": shades[0]})
+    figure = line_panels(panels, "score")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["mirror", "positive"]
     marks = [(line.get_color(), line.get_marker()) for line in legend.findobj(Line2D)]

@@ -14,6 +14,7 @@ from fingerbench.data.digits import Digits
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots
 from fingerbench.evaluate.experiment import cells, page, recipe, write
+from fingerbench.evaluate.panels import Panel, radar_panels
 from fingerbench.evaluate.run import scores
 from fingerbench.zoo.model import ModelSpec
 
@@ -227,7 +228,7 @@ def test_no_radar_without_all_six_families(draw):
 
 def test_a_radar_goes_round():
     aucs = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
-    figure = plots.radar_panels({"a": plots.Panel("abcdef", {"akh": aucs}), "b": plots.Panel("abc", {"akh": aucs[:3]})})
+    figure = radar_panels({"a": Panel("abcdef", {"akh": aucs}), "b": Panel("abc", {"akh": aucs[:3]})})
     line = figure.axes[0].lines[0]
     assert line.get_ydata().tolist() == [*aucs, 1.0]
     assert line.get_color() == plots.colour("akh")

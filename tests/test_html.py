@@ -18,6 +18,7 @@ from fingerbench.__main__ import main
 from fingerbench.errors import UserError
 from fingerbench.evaluate import html, plots
 from fingerbench.evaluate.experiment import Exhibit, Page
+from fingerbench.evaluate.panels import Panel, bar_panels
 
 ODD = "<b>prune</b> & \"noise\" 'n' {{ 7 * 7 }}"
 LONG = f"{ODD}: " + "what a reader must know of every line, bar and interval, and of what cannot be compared. " * 12
@@ -59,8 +60,8 @@ class Parsed(HTMLParser):
 
 def figure(caption="caption", groups=3):
     names = {"alpha": np.linspace(0.2, 0.9, 5), ODD: np.linspace(0.8, -0.1, 5)}
-    panel = plots.Panel([f"case {i}" for i in range(5)], names)
-    return plots.bar_panels({f"panel {i}": panel for i in range(groups)}, "margin", caption)
+    panel = Panel([f"case {i}" for i in range(5)], names)
+    return bar_panels({f"panel {i}": panel for i in range(groups)}, "margin", caption)
 
 
 def page(name="synthetic", **changes):

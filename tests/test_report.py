@@ -12,6 +12,8 @@ from matplotlib.text import Text
 
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
+from fingerbench.evaluate.curves import aruc_figure, aruc_panels, caption_of, comparison_figure
+from fingerbench.evaluate.images import query_grid
 from fingerbench.evaluate.report import COLUMNS, comparison, find, load, newest, read_scores, report
 
 COST = {"seconds": 12.4, "preparation_seconds": 300.0, "peak_mib": 700.2, "surrogates": 15, "queries": 100}
@@ -115,8 +117,8 @@ def test_a_method_under_an_evasion_is_told_apart(runs, tmp_path):
     done = report([runs], tmp_path / "out")
     assert not done.notes
     assert done.table["method"].value_counts().to_dict() == {"alpha_1": 3, "beta": 1, "beta under jpeg": 1}
-    assert "seed 0, evasion jpeg;" in plots.caption_of(scores(evasion="jpeg"))
-    assert "evasion" not in plots.caption_of(scores())
+    assert "seed 0, evasion jpeg;" in caption_of(scores(evasion="jpeg"))
+    assert "evasion" not in caption_of(scores())
 
 
 def test_scores_from_before_there_were_evasions_are_read(tmp_path):
@@ -248,12 +250,12 @@ def figures():
     table = pd.DataFrame([{"method": "alpha_1", "aruc": 0.5, "auc": 0.7}])
     ends = {f"{metric}_{end}": 0.5 for metric in ("aruc", "auc") for end in ("low", "high")}
     queries = np.random.default_rng(0).uniform(0, 1, (12, 1, 8, 8))
-    yield "aruc", plots.aruc_figure(frame)
-    yield "one-sided", plots.aruc_figure(frame[frame["pirated"]], title="title", caption="caption")
-    yield "panels", plots.aruc_panels({"a": [frame, scores(seed=1)], "b": [frame]}, "caption")
-    yield "comparison", plots.comparison_figure(table.assign(**ends), table)
-    yield "queries", plots.query_grid(queries, labels=range(12), columns=5, caption="caption")
-    yield "few", plots.query_grid(queries[:3])
+    yield "aruc", aruc_figure(frame)
+    yield "one-sided", aruc_figure(frame[frame["pirated"]], title="title", caption="caption")
+    yield "panels", aruc_panels({"a": [frame, scores(seed=1)], "b": [frame]}, "caption")
+    yield "comparison", comparison_figure(table.assign(**ends), table)
+    yield "queries", query_grid(queries, labels=range(12), columns=5, caption="caption")
+    yield "few", query_grid(queries[:3])
 
 
 def test_figures_drawn_twice_are_the_same_bytes(tmp_path):
@@ -269,7 +271,7 @@ def test_figures_drawn_twice_are_the_same_bytes(tmp_path):
 
 def test_the_shaded_area_is_the_mean_aruc():
     runs = [scores(seed=seed) for seed in range(3)]
-    axes = plots.aruc_panels({"a": runs}).axes[0]
+    axes = aruc_panels({"a": runs}).axes[0]
     corners = axes.collections[0].get_paths()[0].vertices
     x, y = corners.T
     area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2  # the shoelace formula
@@ -301,7 +303,7 @@ def test_drawing_leaves_the_global_style_alone():
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    plots.aruc_figure(scores())
+    aruc_figure(scores())
     assert dict(mpl.rcParams) == before
 
 
@@ -314,7 +316,7 @@ def test_colours_are_stable_and_known_methods_differ():
 
 def test_query_grid_needs_a_label_for_each():
     with pytest.raises(ValueError, match="expected 2 labels"):
-        plots.query_grid(np.zeros((2, 3, 4, 4)), labels=[1])
+        query_grid(np.zeros((2, 3, 4, 4)), labels=[1])
 
 
 def test_markdown_and_latex_escape_what_they_must():

@@ -11,7 +11,7 @@ from fingerbench import config, ops
 from fingerbench.data import SPLITS, check, digest
 from fingerbench.data.diabetes import PATIENTS, Diabetes
 from fingerbench.errors import UserError
-from fingerbench.evaluate.plots import query_grid
+from fingerbench.evaluate.images import query_grid
 from fingerbench.evaluate.run import models
 from fingerbench.nets import PERCEPTRONS, final_layer, network
 from fingerbench.records import Dataset, Images

@@ -21,6 +21,7 @@ from fingerbench import manifest as manifests
 from fingerbench import status
 from fingerbench.errors import UserError, one_line, require_schema
 from fingerbench.evaluate import metrics, plots, tables
+from fingerbench.evaluate.curves import aruc_panels, comparison_figure
 from fingerbench.untrusted import content, parse_json
 
 if TYPE_CHECKING:
@@ -329,8 +330,8 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
     best = summaries(table)
     panels = {m: [run.scores for run in runs if run.row["method"] == m] for m in best["method"]}
     figures = {
-        "comparison": plots.comparison_figure(best, table[table["seed"] != "mean"], caption),
-        "aruc_panels": plots.aruc_panels(panels, caption),
+        "comparison": comparison_figure(best, table[table["seed"] != "mean"], caption),
+        "aruc_panels": aruc_panels(panels, caption),
     }
     for name, figure in figures.items():
         plots.stamp(figure, mark)

@@ -16,6 +16,8 @@ from torch import Tensor
 from fingerbench.bench import Bench
 from fingerbench.errors import writing
 from fingerbench.evaluate import gates, plots, tables
+from fingerbench.evaluate.curves import aruc_figure, caption_of
+from fingerbench.evaluate.images import query_grid
 from fingerbench.evaluate.metrics import SCHEMA, summary
 from fingerbench.evaluate.specs import fingerprint_of, summary_of
 from fingerbench.files import write_json
@@ -154,18 +156,18 @@ def _facts(bench: Bench) -> list[dict[str, Any]]:
 
 def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
     """Draw figures/aruc and, if there are queries, figures/queries."""
-    caption = plots.caption_of(frame)
-    plots.save(plots.aruc_figure(frame, caption=caption), folder / "aruc")
+    caption = caption_of(frame)
+    plots.save(aruc_figure(frame, caption=caption), folder / "aruc")
     if not len(fingerprint):
         return
     labels = fingerprint.state["labels"].tolist() if "labels" in fingerprint.state else None
-    grid = plots.query_grid(fingerprint.queries.numpy(), labels=labels, caption=caption)
+    grid = query_grid(fingerprint.queries.numpy(), labels=labels, caption=caption)
     plots.save(grid, folder / "queries", formats=("png",))
 
 
 def draw_gan(fid: Artefact, folder: Path) -> None:
     """Draw figures/gan."""
-    plots.save(plots.query_grid(fid.tensors["samples"].numpy(), caption=gan_caption(fid)), folder / "gan", ("png",))
+    plots.save(query_grid(fid.tensors["samples"].numpy(), caption=gan_caption(fid)), folder / "gan", ("png",))
 
 
 def gan_caption(fid: Artefact) -> str:

@@ -1,0 +1,137 @@
+"""Figures of the scores of runs: robustness and uniqueness against the threshold, and methods compared."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fingerbench.evaluate import metrics
+from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+ROBUSTNESS: Any = {"linewidth": 1.8}
+UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
+AREA: Any = {"linewidth": 0, "alpha": 0.25}
+
+
+def aruc_figure(frame: DataFrame, title: str = "", caption: str = "") -> Figure:
+    """Draw robustness and uniqueness against the threshold; the area that both share, shaded, is the ARUC.
+
+    frame: the scores of one run. title and caption default to the method, and to what `caption_of` says.
+    """
+    method = str(frame["method"].iloc[0])
+    with canvas(5.2, 3.9, caption or caption_of(frame)) as figure:
+        axes = figure.add_subplot()
+        _draw_curves(axes, [frame], colour(method))
+        axes.set_title(f"{title or method}: {_aruc_text([frame])}")
+        axes.set_xlabel("threshold t")
+        axes.set_ylabel("share of models")
+        _legend(figure, colour(method))
+    return figure
+
+
+def aruc_panels(frames: Mapping[str, Sequence[DataFrame]], caption: str = "") -> Figure:
+    """Draw one small panel like `aruc_figure` per method, in the given order.
+
+    frames: method -> the scores of its runs, one per seed. Curves and area are means over the seeds, so that the
+    area equals the mean ARUC.
+    """
+    columns = 2 if len(frames) == 4 else min(3, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    with canvas(max(5.2, 2.9 * columns), 2.5 * rows + 0.5, caption) as figure:
+        grid = axes_grid(figure, len(frames), columns, sharex=True, sharey=True)
+        for i, (axes, (method, runs)) in enumerate(zip(grid, frames.items(), strict=True)):
+            _draw_curves(axes, runs, colour(method))
+            axes.set_title(f"{_folded(method)}\n{_aruc_text(runs)}", fontsize=9)
+            if i % columns == 0:
+                axes.set_ylabel("share of models")
+            if i + columns >= len(frames):  # the lowest of its column
+                axes.set_xlabel("threshold t")
+                axes.tick_params(labelbottom=True)
+        _legend(figure, INK)
+    return figure
+
+
+def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "") -> Figure:
+    """Draw ARUC and AUC of every method as bars with intervals, the single seeds as dots.
+
+    means: one row per method, in the order of the bars; seeds: one row per run. Both have the columns method, aruc,
+    auc, in [0, 1]; means also aruc_low, aruc_high, auc_low, auc_high; any may be missing.
+    """
+    legend = "Bars: means; lines: 95 % intervals; dots: seeds."
+    with canvas(7.2, 0.45 * len(means) + 0.9, f"{caption.rstrip('.')}. {legend}" if caption else legend) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, metric in ((left, "aruc"), (right, "auc")):
+            _draw_bars(axes, means, seeds, metric)
+            axes.set_xlabel(metric.upper())
+    return figure
+
+
+def caption_of(frame: DataFrame) -> str:
+    """Return the line below the figures of one run: data set and source, profile, seed, evasion, models, queries."""
+    pirated = frame["pirated"].astype(bool)
+    first = frame.iloc[0]
+    models = f"{pirated.sum()} positives, {(~pirated).sum()} negatives"
+    setting = f"{first['source']}, profile {first['profile']}, seed {first['seed']}"
+    setting += "" if first["evasion"] == "none" else f", evasion {first['evasion']}"
+    return f"{setting}; {models}; {first['queries']} queries"
+
+
+def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
+    """Draw the mean curves of `runs`: exact steps, each value holding from the last breakpoint up to its own."""
+    scores = [metrics.sides(run) for run in runs]
+    t = metrics.breakpoints(*(side for pair in scores for side in pair))
+    both = np.array([metrics.curves(positive, negative, t) for positive, negative in scores])
+    robustness, uniqueness = both.mean(axis=0)
+    area = both.min(axis=1).mean(axis=0)
+    axes.fill_between(t, area, step="pre", color=shade, **AREA)
+    axes.plot(t, robustness, drawstyle="steps-pre", color=shade, **ROBUSTNESS)
+    axes.plot(t, uniqueness, drawstyle="steps-pre", color=INK, **UNIQUENESS)
+    axes.set(xlim=(0, 1), ylim=(0, 1.03))
+
+
+def _draw_bars(axes: Axes, means: DataFrame, seeds: DataFrame, metric: str) -> None:
+    places = {method: i for i, method in enumerate(means["method"])}
+    axes.barh(list(places.values()), means[metric], color=[colour(m) for m in places], alpha=0.75, height=0.62)
+    ends = means[f"{metric}_low"], means[f"{metric}_high"]
+    for ink, linewidth in (("white", 3.0), (INK, 1.4)):  # the white edge parts the line from a dark bar
+        axes.hlines(list(places.values()), *ends, color=ink, linewidth=linewidth)
+    rows = [places[method] + 0.18 for method in seeds["method"]]  # below the line, not on it
+    axes.scatter(seeds[metric], rows, s=11, facecolor="white", edgecolor=INK, linewidth=0.8, zorder=3, clip_on=False)
+    axes.set_yticks(list(places.values()), [_folded(method) for method in places])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(0, 1), ylim=(len(places) - 0.5, -0.5))
+    axes.grid(visible=False, axis="y")
+
+
+def _folded(label: str) -> str:
+    """Return a label in lines short enough to stand above a panel or beside a bar."""
+    return "\n".join(textwrap.wrap(label, 26))
+
+
+def _aruc_text(runs: Sequence[DataFrame]) -> str:
+    values = [metrics.aruc(*metrics.sides(run)) for run in runs]
+    if any(math.isnan(value) for value in values):
+        return "ARUC undefined, one side is empty"
+    return f"ARUC {np.mean(values):.3f}" + (f", mean of {len(values)} seeds" if len(values) > 1 else "")
+
+
+def _legend(figure: Figure, shade: str) -> None:
+    """Put the legend above the axes, where it hides no data."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = [
+        Line2D([], [], color=shade, label="robustness R(t)", **ROBUSTNESS),
+        Line2D([], [], color=INK, label="uniqueness U(t)", **UNIQUENESS),
+        Patch(color=shade, label="shared area = ARUC", **AREA),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)
