@@ -1,0 +1,182 @@
+"""How GANs are trained: repeatable, to the same end after a kill, once more where one diverges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import safetensors.torch
+import torch
+from toygans import DESIGNS, answers, digits, every_gan, fresh, parameters, small
+
+import fingerbench as fb
+from fingerbench.errors import DivergedError, UserError
+from fingerbench.gans import train as train_module
+from fingerbench.gans.sagan import Sagan
+from fingerbench.gans.spec import GanSpec
+from fingerbench.gans.train import Hinge, train
+from fingerbench.records import Gan, Images
+
+SMALL = Sagan(width=1 / 32, steps=3, batch=8, discriminator_steps=2)
+
+
+def trained(seed=0, name="sagan"):
+    return small(name).train(digits(), 10, fresh(seed), torch.device("cpu"))
+
+
+def equal(a, b):
+    states = zip([a.generator, a.discriminator], [b.generator, b.discriminator], strict=True)
+    return all(torch.equal(v, y.state_dict()[k]) for x, y in states for k, v in x.state_dict().items())
+
+
+@every_gan
+def test_training_is_repeatable_frozen_and_leaves_global_randomness_alone(name):
+    before = torch.random.get_rng_state()
+    first, second, other = (trained(seed, name) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert equal(first, second)
+    assert not torch.equal(answers(first)[0], answers(other)[0])
+    for net in (first.generator, first.discriminator):
+        assert not net.training
+        assert parameters(net) == 0
+
+
+@every_gan
+def test_training_moves_both_networks(name):
+    gan = trained(name=name)
+    seed = int(torch.randint(2**62, (), generator=fresh()))
+    untrained = small(name).build(10, (3, 16, 16), seed)
+    for old, new in ((untrained.generator, gan.generator), (untrained.discriminator, gan.discriminator)):
+        assert all(
+            not torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True) if b.numel() > 64
+        )
+
+
+def test_the_average_starts_late_and_follows_the_generator():
+    generators = {}
+    for decay, start, steps in [(0.0, 0, 2), (0.0, 0, 3), (0.5, 9, 3), (0.5, 2, 3)]:
+        design = small("contragan", ema_decay=decay, ema_start=start, steps=steps)
+        gan = design.train(digits(), 10, fresh(), torch.device("cpu"))
+        generators[decay, start, steps] = torch.cat([p.flatten() for p in gan.generator.parameters()])
+    assert torch.equal(generators[0.5, 9, 3], generators[0.0, 0, 3])  # not begun: the generator itself
+    expected = (generators[0.0, 0, 2] + generators[0.0, 0, 3]) / 2
+    torch.testing.assert_close(generators[0.5, 2, 3], expected)
+
+
+class KilledError(Exception):
+    pass
+
+
+@every_gan
+def test_a_killed_training_goes_on_to_the_same_gan(name, tmp_path, monkeypatch):
+    whole, file = trained(name=name), tmp_path / "some" / "key.pt"
+    design, cpu = small(name), torch.device("cpu")
+    monkeypatch.setattr(train_module, "CHECKPOINT_S", 0.0)
+
+    def die(self, *args):
+        if file.exists() and torch.load(file, weights_only=True)["step"] == 2:
+            raise KilledError
+        return type(self).__mro__[1].discriminator_loss(self, *args)
+
+    mortal = type("Mortal", (DESIGNS[name],), {"discriminator_loss": die})(**vars(design))
+    with pytest.raises(KilledError):
+        mortal.train(digits(), 10, fresh(), cpu, file)
+    counted = []
+    count = lambda self, *a: counted.append(1) or DESIGNS[name].generator_loss(self, *a)  # noqa: E731
+    resumed = type("Counted", (DESIGNS[name],), {"generator_loss": count})(**vars(design))
+    assert equal(resumed.train(digits(), 10, fresh(), cpu, file), whole)
+    assert len(counted) == 2  # of four steps
+    assert [path.name for path in file.parent.iterdir()] == ["key.pt"]
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    (tmp_path / "key.pt").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="delete it to start over"):
+        SMALL.train(digits(), 10, fresh(), torch.device("cpu"), tmp_path / "key.pt")
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "CHECKPOINT_S", 0.0)
+    file = tmp_path / "key.pt"
+    SMALL.train(digits(), 10, fresh(), torch.device("cpu"), file)
+    weights = torch.load(file, weights_only=True)["generator"]
+    content, weight = bytearray(file.read_bytes()), max(weights.values(), key=torch.numel)
+    content[content.index(weight.numpy().tobytes()) + 2] ^= 1
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)  # PyTorch itself does not notice
+    with pytest.raises(UserError, match="does not match its checksum; or delete it to start over"):
+        SMALL.train(digits(), 10, fresh(), torch.device("cpu"), file)
+
+
+def test_a_gan_that_diverges_is_no_gan():
+    design = replace(SMALL, lr=float("inf"))
+    with pytest.raises(DivergedError, match="weights that are not finite at lr inf"):
+        design.train(digits(), 10, fresh(), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Frail(type(SMALL)):
+    """Diverges in its first training, the one with a checkpoint, and in the second unless `sound`."""
+
+    sound: bool = True
+
+    def train(self, images, classes, generator, device, checkpoint=None):
+        if checkpoint is not None or not self.sound:
+            raise DivergedError(f"weights that are not finite at lr {self.lr:g}")
+        return super().train(images, classes, generator, device)
+
+
+def test_a_gan_that_diverges_is_begun_once_more_and_says_so(tmp_path):
+    workshop = fb.open("data=digits", f"store={tmp_path}").workshop
+    own = {f.name: getattr(SMALL, f.name) for f in fields(SMALL)}
+    frail = GanSpec("data", 10, Frail(**{**own, "lr": 0.002}), 0)
+    tensors, facts = frail.make(workshop)
+    told = "weights that are not finite at lr 0.002; begun once more, learning rates times 0.1"
+    assert facts["retried"] == told and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    broken = GanSpec("data", 10, Frail(**{**own, "lr": 0.002, "sound": False}), 0)
+    with pytest.raises(DivergedError, match=r"times 0\.1: .* at lr 0\.0002; nothing of it is stored: lower gan\.lr"):
+        broken.make(workshop)
+
+
+@pytest.mark.parametrize("schema", [0, 2])
+def test_a_checkpoint_of_another_schema_is_refused(tmp_path, schema):
+    torch.save({"schema": schema}, tmp_path / "key.pt")
+    with pytest.raises(UserError, match=f"schema {schema}, this version reads 1.*delete it to start over"):
+        SMALL.train(digits(), 10, fresh(), torch.device("cpu"), tmp_path / "key.pt")
+
+
+def test_a_frozen_gan_answers_the_same_twice_and_after_a_file(tmp_path):
+    gan = trained()
+    expected = answers(gan)
+    assert all(torch.equal(a, b) for a, b in zip(expected, answers(gan), strict=True))
+    again = SMALL.build(10, (3, 16, 16), seed=9)
+    for name, net in (("generator", gan.generator), ("discriminator", gan.discriminator)):
+        safetensors.torch.save_file(net.state_dict(), tmp_path / name)
+        getattr(again, name).load_state_dict(safetensors.torch.load_file(tmp_path / name), strict=True)
+        getattr(again, name).eval()
+    assert all(torch.equal(a, b) for a, b in zip(expected, answers(again), strict=True))
+
+
+class Recorder(torch.nn.Module):
+    """A discriminator that notes what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.seen = []
+
+    def forward(self, x, labels):
+        self.seen.append((x.detach().clone(), labels))
+        return self.weight * x.mean((1, 2, 3))
+
+
+def test_the_discriminator_sees_real_images_in_range_and_takes_its_share_of_steps():
+    recorder = Recorder()
+    generator = SMALL.build(10, (3, 16, 16)).generator
+    images = Images(torch.full((10, 3, 16, 16), 255, dtype=torch.uint8), torch.arange(10))
+    training = Sagan(steps=2, batch=4, discriminator_steps=3)
+    train(Gan(generator, recorder, 128, Hinge()), training, images, 10, fresh(), torch.device("cpu"))
+    assert len(recorder.seen) == 2 * (3 + 1)
+    x, labels = recorder.seen[0]
+    assert torch.equal(x[:4], torch.ones(4, 3, 16, 16))
+    assert len(labels) == 8
