@@ -61,21 +61,21 @@ def _require_slurm() -> None:
             f"launcher=slurm: no {' and '.join(lacking)} here; run it where the cluster takes jobs, or with "
             "launcher=joblib on this machine"
         )
-    said = _complaint(["sacct", "--noheader", "--jobs=1"])
-    if said:  # without it a job that is killed is waited for without end
+    asked = _asked("sacct", "--noheader", "--jobs=1")
+    if asked.returncode:  # without it a job that is killed is waited for without end
+        said = (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[0]
         raise UserError(
             f"launcher=slurm: sacct, which tells what becomes of a job, does not answer ({said}); without accounting "
             "submit single runs with sbatch: they share the store all the same"
         )
 
 
-def _complaint(command: list[str]) -> str | None:
-    """Return what a command says that fails, or does not end within ANSWER_S; None of one that does not."""
+def _asked(*command: str) -> subprocess.CompletedProcess[str]:
+    """Return how a command of SLURM ended; one that does not within ANSWER_S has failed, and says so."""
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
     except subprocess.TimeoutExpired:
-        return f"no answer within {ANSWER_S} s"
-    return (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[0] if asked.returncode else None
+        return subprocess.CompletedProcess(command, 1, "", f"no answer within {ANSWER_S} s")
 
 
 def _end_waiting_for_the_forgotten() -> None:
@@ -112,11 +112,7 @@ def states(job: str) -> list[str]:
     """
     if shutil.which("squeue") is None:
         return []
-    command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
-    except subprocess.TimeoutExpired:
-        return ["UNKNOWN"]
+    asked = _asked("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}")
     silent = asked.returncode != 0 and "Invalid job id" not in asked.stderr
     return ["UNKNOWN"] if silent else asked.stdout.split()
 
