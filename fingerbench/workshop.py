@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from fingerbench.cluster import granted_cores
-from fingerbench.errors import UserError, unknown
+from fingerbench.errors import DivergedError, UserError, unknown
 from fingerbench.nets import FLOAT32_ON_CPU
 from fingerbench.records import Dataset
 from fingerbench.store import Artefact, Spec, Store
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -52,6 +55,25 @@ class Workshop:
     def load(self, spec: Spec) -> Artefact:
         """Read an artefact onto the device."""
         return self.store.load(spec, self.device)
+
+
+def persevere(
+    name: str, first: Callable[[], T], again: Callable[[], T], remedy: str, how: str = ""
+) -> tuple[T, str | None]:
+    """Return what `first` trains, and None; where that diverges, what `again` does at rates times CAUTION, and why.
+
+    Raises:
+        DivergedError: `again` diverges as well; the message says `how` it trained, and the `remedy`.
+    """
+    try:
+        return first(), None
+    except DivergedError as error:
+        retried = f"{error}; begun once more{how}, learning rates times {CAUTION:g}"
+    log.warning("%s: %s", name, retried)
+    try:
+        return again(), retried
+    except DivergedError as error:
+        raise DivergedError(f"{name} diverged: {retried}: {error}; nothing of it is stored: {remedy}") from error
 
 
 def pick_device(name: str) -> torch.device:

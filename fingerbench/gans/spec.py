@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fingerbench.cost import Adversaries, Pass, Sizes, Work
-from fingerbench.errors import DivergedError
 from fingerbench.gans.train import Training
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
-from fingerbench.workshop import CAUTION, Workshop
-
-log = logging.getLogger(__name__)
+from fingerbench.workshop import CAUTION, Workshop, persevere
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,12 @@ class GanSpec(Spec):
             DivergedError: it diverges as well.
         """
         began = time.perf_counter()
-        gan, retried = self._trained(workshop)
+        gan, retried = persevere(
+            self.label,
+            lambda: self._attempt(workshop, self.design, workshop.store.checkpoint(self)),
+            lambda: self._attempt(workshop, replace(self.design, lr=self.design.lr * CAUTION), None),
+            f"lower gan.lr, {self.design.lr:g}",
+        )
         tensors = {
             f"{part}.{name}": tensor
             for part in ("generator", "discriminator")
@@ -64,20 +65,6 @@ class GanSpec(Spec):
         }
         facts = {"name": self.label, "seed": self.seed, "retried": retried}
         return tensors, {**facts, "seconds": time.perf_counter() - began}
-
-    def _trained(self, workshop: Workshop) -> tuple[Gan, str | None]:
-        """Return the GAN, and why it was begun once more, if it was."""
-        try:
-            return self._attempt(workshop, self.design, workshop.store.checkpoint(self)), None
-        except DivergedError as error:
-            retried = f"{error}; begun once more, learning rates times {CAUTION:g}"
-        log.warning("%s: %s", self.label, retried)
-        try:
-            return self._attempt(workshop, replace(self.design, lr=self.design.lr * CAUTION), None), retried
-        except DivergedError as error:
-            raise DivergedError(
-                f"{self.label} diverged: {retried}: {error}; nothing of it is stored: lower gan.lr, {self.design.lr:g}"
-            ) from error
 
     def _attempt(self, workshop: Workshop, design: Training, checkpoint: Path | None) -> Gan:
         images = workshop.data.a.to(workshop.device)

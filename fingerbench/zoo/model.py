@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +20,8 @@ from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.task import Task
-from fingerbench.workshop import CAUTION, Workshop, pick_bfloat16, revive
+from fingerbench.workshop import CAUTION, Workshop, persevere, pick_bfloat16, revive
 from fingerbench.zoo.train import Scene, Workbench
-
-log = logging.getLogger(__name__)
 
 
 class Attack(Protocol):
@@ -125,20 +122,14 @@ class ModelSpec(Spec):
     def _trained(self, workshop: Workshop, victim: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
         """Return the model and how it was trained."""
         autocast = pick_bfloat16(self.precision, workshop.device, self.architecture)
-        try:
-            model, losses = self._attempt(workshop, victim, autocast)
-            return model, {"autocast": autocast, "retried": None, "losses": losses}
-        except DivergedError as error:
-            retried = f"{error}; begun once more in float32, learning rates times {CAUTION:g}"
-        log.warning("%s: %s", self.name, retried)
-        try:
-            model, losses = self._attempt(workshop, victim, False, CAUTION)
-        except DivergedError as error:
-            raise DivergedError(
-                f"{self.name} diverged: {retried}: {error}; nothing of it is stored: lower the lr of its recipe "
-                "(conf/recipe, or conf/attack), or leave it out"
-            ) from error
-        return model, {"autocast": False, "retried": retried, "losses": losses}
+        (model, losses), retried = persevere(
+            self.name,
+            lambda: self._attempt(workshop, victim, autocast),
+            lambda: self._attempt(workshop, victim, False, CAUTION),
+            "lower the lr of its recipe (conf/recipe, or conf/attack), or leave it out",
+            how=" in float32",
+        )
+        return model, {"autocast": autocast and retried is None, "retried": retried, "losses": losses}
 
     def _attempt(
         self, workshop: Workshop, victim: nn.Module | None, autocast: bool, caution: float = 1.0
