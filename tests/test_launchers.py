@@ -90,6 +90,23 @@ def test_a_single_run_is_not_submitted(tmp_path, monkeypatch):
         config.check(["-m", "launcher=slurm"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "limit_s", "states"),
+    [
+        ("echo RUNNING; echo PENDING", 60, ["RUNNING", "PENDING"]),
+        ("echo 'Invalid job id specified' >&2; exit 1", 60, []),
+        ("echo 'no route to the controller' >&2; exit 1", 60, ["UNKNOWN"]),
+        ("exec sleep 60", 0.1, ["UNKNOWN"]),
+    ],
+)
+def test_a_queue_that_does_not_answer_is_not_one_without_the_job(answer, limit_s, states, tmp_path, monkeypatch):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(cluster, "ANSWER_S", limit_s)
+    assert cluster.states("17") == states
+
+
 @pytest.mark.parametrize(("granted", "cores"), [("3", 3), ("64", 8), ("", 8), ("0", 8), ("many", 8)])
 def test_a_job_keeps_to_the_cores_that_it_was_granted(granted, cores, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
