@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.data.augment import Augment
-from fingerbench.evaluate.specs import ResponseSpec, fingerprint_of
+from fingerbench.evaluate.specs import AccuracySpec, AgreementSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans import train
 from fingerbench.nets import Normalise
 from fingerbench.ops import matching_rate, predict
@@ -194,6 +194,32 @@ def test_a_fingerprint_made_on_a_device_is_answered_on_the_cpu(store, device, me
     assert score(bench, CPU) == pytest.approx(score(bench, device), abs=0.05)
     if method in ("ipguard", "akh", "random", "freqgan"):  # whose labels are the source's own
         assert bench.store.facts(bench.fingerprint_spec)["queries"] > 0 and score(bench, CPU) >= 0.95
+
+
+def test_cudnn_makes_no_trials_for_what_is_asked_once(store, monkeypatch):
+    bench = opened(store, "method=random", "attack=[source,finetune]", "evasion=jpeg")
+    spec = made(bench, bench.models["finetune/FTAL"], CPU)
+    evasion, fingerprint = made(bench, bench.evasion_spec, CPU), made(bench, bench.fingerprint_spec, CPU)
+    trials = []
+
+    def noted(model, *images):
+        trials.append(torch.backends.cudnn.benchmark)
+        return predict(model, *images)
+
+    monkeypatch.setattr("fingerbench.evaluate.specs.predict", noted)
+    monkeypatch.setattr("fingerbench.zoo.model.predict", noted)
+    fix_order(False)
+    asked = [
+        ResponseSpec(fingerprint, spec, bench.method.access, None),
+        AccuracySpec(spec, evasion),
+        AgreementSpec(spec, bench.zoo.original(), 20),
+        spec,  # is measured once it is made
+    ]
+    for one in asked:
+        before = len(trials)
+        one.make(shop(bench, CPU))
+        assert len(trials) > before and torch.backends.cudnn.benchmark
+    assert not any(trials)
 
 
 @pytest.mark.parametrize("name", config.options("evasion"))
