@@ -12,6 +12,7 @@ import torch
 
 from fingerbench.evaluate.tables import markdown
 from fingerbench.manifest import hardware
+from fingerbench.seeds import fix_order
 
 PEAK_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 
@@ -24,6 +25,12 @@ def describe(device: torch.device) -> str:
     place = f"{torch.cuda.get_device_name(device)}; " if device.type == "cuda" else ""
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     return f"{place}{processor}; {threads} threads; torch {torch.__version__}; load {load:.1f}"
+
+
+def like_a_worker(threads: int, deterministic: bool = False) -> None:
+    """Set PyTorch in this process as `fingerbench.worker` does in its own."""
+    torch.set_num_threads(threads)
+    fix_order(deterministic)
 
 
 def timed(action: Callable[[], object], device: torch.device) -> float:

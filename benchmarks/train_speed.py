@@ -139,7 +139,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure and print a table."""
     arguments = parse()
-    torch.set_num_threads(arguments.threads)
+    machine.like_a_worker(arguments.threads)
     device = pick_device(arguments.device)
     random = torch.Generator().manual_seed(0)
     shape = (arguments.images, 3, arguments.size, arguments.size)

@@ -274,7 +274,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         bench, really = opened(arguments.overrides)
-        torch.set_num_threads(bench.settings.threads)
+        machine.like_a_worker(bench.settings.threads, bench.settings.deterministic)
         require(really or not arguments.missing, "--missing", "the data set on disk, which keys hang on", "none")
         machine.publish(report(bench, really, arguments.missing, arguments.seconds), arguments.out)
     except UserError as error:

@@ -20,6 +20,16 @@ def ascend_sign(model: nn.Module, x: Tensor, y: Tensor, step: float) -> Tensor:
     return (x + step * gradient.sign()).detach()
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Return x on `device`, without waiting until a GPU has done what it was told before.
+
+    From the CPU a plain `x.to(device)` waits, so that the GPU runs dry at each of them.
+    """
+    if x.device.type == "cpu" and device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=device.type != "cpu")  # what comes to the CPU is read at once, so it is waited for
+
+
 def pixels(x: Tensor) -> Tensor:
     """Return stored images, uint8 from 0 to 255 or float in [0, 1], as float32 in [0, 1], the range models take."""
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()

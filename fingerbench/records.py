@@ -31,7 +31,7 @@ class Images:
 
     def pixels(self, rows: Tensor | None = None) -> Tensor:
         """Return every image, or those at `rows`, as float32 (n, c, h, w) in [0, 1], the range that models take."""
-        return ops.pixels(self.x if rows is None else self.x[rows.to(self.x.device)])
+        return ops.pixels(self.x if rows is None else self.x[ops.send(rows, self.x.device)])
 
     def to(self, device: torch.device | str) -> Images:
         """Return the same images on `device`."""

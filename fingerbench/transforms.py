@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fingerbench.ops import send
+
 
 class Transform(Protocol):
     """A random differentiable map of a batch of images."""
@@ -49,7 +51,7 @@ class GaussianNoise:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return x with noise."""
-        noise = torch.randn(x.shape, generator=generator).to(x)
+        noise = send(torch.randn(x.shape, generator=generator), x.device)
         return (x + self.std * noise).clamp(0, 1)
 
 
@@ -61,7 +63,7 @@ class UniformNoise:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return x with noise."""
-        noise = 2 * torch.rand(x.shape, generator=generator).to(x) - 1
+        noise = 2 * send(torch.rand(x.shape, generator=generator), x.device) - 1
         return (x + self.limit * noise).clamp(0, 1)
 
 
@@ -172,7 +174,7 @@ def shear(x: Tensor, across: float, along: float) -> Tensor:
     inverse = torch.tensor([[1.0, -across], [-along, 1.0]]) / (1 - across * along)
     half = torch.tensor([w - 1, h - 1]) / 2
     linear = inverse * half / half[:, None]
-    theta = torch.cat([linear, linear.sum(1, keepdim=True) - 1], dim=1).to(x)
+    theta = send(torch.cat([linear, linear.sum(1, keepdim=True) - 1], dim=1), x.device).to(x.dtype)
     grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=True)
     if _must_repeat(x):
         return _sample(x, grid[0])
@@ -194,7 +196,7 @@ def _sample(x: Tensor, grid: Tensor) -> Tensor:
 def convolve(x: Tensor, kernel: Tensor) -> Tensor:
     """Return x (n, c, h, w), each channel on its own correlated with kernel (k, k), k odd; x is mirrored at borders."""
     channels = x.shape[1]
-    weight = kernel.to(x).expand(channels, 1, *kernel.shape)
+    weight = send(kernel, x.device).to(x.dtype).expand(channels, 1, *kernel.shape)
     return F.conv2d(_extend(x, len(kernel)), weight, groups=channels)
 
 

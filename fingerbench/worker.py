@@ -63,18 +63,22 @@ def _listen() -> queue.SimpleQueue[str]:
 def _attempt(bench: Bench, line: str) -> dict[str, Any]:
     try:
         spec: Spec = pickle.loads(base64.b64decode(line))  # noqa: S301 - from the parent process, see `Pool`
-        return _make(bench.workshop, spec)
+        reply = _make(bench.workshop, spec)
     except Exception as error:  # noqa: BLE001 - the parent decides what becomes of it
         if _out_of_memory(error):
             os._exit(OUT_OF_MEMORY)  # whatever holds the memory goes with this process
         told = isinstance(error, UserError | BuildError | DamagedError)
         text = str(error) if told else traceback.format_exc()
         return {"status": "failed", "user": isinstance(error, UserError), "error": text, "broken": not told}
+    torch.cuda.empty_cache()  # PyTorch keeps what was freed, and the workers share one GPU
+    return reply
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # The allocator of PyTorch's CPU tensors has no exception of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    # The allocator of PyTorch's CPU tensors has no exception of its own, nor has what CUDA and its libraries take for
+    # themselves, such as a context where other workers have filled the GPU.
+    signs = ("DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# On a GPU. A batch of 128 through InceptionV3, the largest, keeps 4.1 GiB for its gradients (counted); CUDA and data
-# come on top.
+# On a GPU. What a batch keeps for its gradients, counted: in bfloat16 3.1 GiB of 128 images through GoogLeNet, the
+# largest, and 6.3 of 256 (recipe=fast), where the mean of the 15 architectures is 1.8; in float32 9 of NaturalFinger's
+# loop. Weights, workspaces and CUDA come on top.
 WORKER_BYTES = 6 * 2**30
 
 CAUTION = 0.1  # what learning rates are multiplied by where a training diverged and is begun once more

@@ -97,12 +97,12 @@ class FreqGAN:
     def _train(self, setting: Setting, clean: Tensor) -> nn.Module:
         """Return the generator, trained, in eval mode. clean: int64 (n,), the source's answers to training images."""
         pair = self._pair(setting)
+        train = setting.train.to(setting.device)
         batches = max(1, round(len(clean) / self.batch))  # of nearly equal size: BatchNorm cannot train on one image
         for epoch in range(self.epochs):
             shuffled = torch.randperm(len(clean), generator=setting.generator)
-            for rows in shuffled.tensor_split(batches):
-                real = setting.train.pixels(rows).to(setting.device)
-                self._step(pair, setting.source, real, clean[rows.to(clean.device)])
+            for rows in shuffled.to(setting.device).tensor_split(batches):
+                self._step(pair, setting.source, train.pixels(rows), clean[rows])
             if not all(bool(weight.isfinite().all()) for weight in pair.generator.parameters()):
                 raise DivergedError(f"freqgan: training diverged in epoch {epoch + 1}; lower method.lr, {self.lr:g}")
         return pair.generator.eval().requires_grad_(False)

@@ -95,3 +95,31 @@ def standin():
     patched = mock.patch.object(optimizer, fused.__name__, lambda: [*fused(), STANDIN.type])
     with patched, mock.patch.object(torch, "autocast", switched), _Mode():
         yield STANDIN
+
+
+class Waits(TorchDispatchMode):
+    """Counts in `count` what would make the host wait for a GPU inside the block: plain copies, numbers, masks."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += _waits(func._schema.name, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _waits(name, args, kwargs):
+    remote = [isinstance(x, Remote) for x in args if isinstance(x, torch.Tensor)]
+    if name == "aten::_to_copy":
+        place = torch.device(kwargs.get("device") or args[0].device)
+        return (place == STANDIN) != remote[0] and not kwargs.get("non_blocking")
+    if name == "aten::copy_":
+        return remote[0] != remote[1] and not (len(args) > 2 and args[2])
+    if name in ("aten::_local_scalar_dense", "aten::nonzero"):
+        return remote[0]
+    if name in INDEXING:
+        return remote[0] and any(
+            i is not None and (i.dtype == torch.bool or not isinstance(i, Remote)) for i in args[1]
+        )
+    return False

@@ -39,6 +39,18 @@ def test_train_speed_measures_three_loops_and_their_ratios(tmp_path):
         assert float(ratio) == pytest.approx(chosen / float(plain), abs=0.02) and 0 < float(share[:-1]) < 100
 
 
+@pytest.mark.parametrize(("name", "words"), [("train_speed", ["--device=cpu"]), ("zoo_cost", ["data=digits"])])
+def test_a_stopwatch_runs_while_pytorch_is_set_as_in_a_worker(zoo_cost, monkeypatch, name, words):
+    module, noted = importlib.import_module(name), []
+    part = {"train_speed": "row", "zoo_cost": "report"}[name]
+    monkeypatch.setattr(module, part, lambda *_: noted.append(torch.backends.cudnn.benchmark) or {"a": "b"})
+    monkeypatch.setattr(module.machine, "peak_flop", lambda *_: 1.0)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *words])
+    module.main()
+    assert noted and all(noted)
+
+
 def test_train_speed_refuses_fewer_images_than_a_batch():
     assert "at least a batch" in finish(start(["benchmarks/train_speed.py"], "--images", "4"), code=2)
 

@@ -3,29 +3,33 @@
 Each test compares with a second path on the CPU, so that it says something there too.
 """
 
+import os
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import METHODS
-from standin import STANDIN, standin
+from standin import STANDIN, Waits, standin
 from torch import nn
 from torch.nn import functional as F
 
 from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.data.augment import Augment
-from fingerbench.evaluate.specs import ResponseSpec, fingerprint_of
+from fingerbench.evaluate.specs import AccuracySpec, AgreementSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans import train
-from fingerbench.nets import Normalise, network
-from fingerbench.ops import matching_rate, predict
-from fingerbench.seeds import fix_order, seeded
+from fingerbench.nets import Normalise
+from fingerbench.ops import matching_rate, predict, send
+from fingerbench.seeds import CUBLAS, fix_order, seeded
 from fingerbench.store import Artefact
-from fingerbench.transforms import GaussianBlur, shear
+from fingerbench.transforms import GaussianBlur, GaussianNoise, Shear, UniformNoise, shear
 from fingerbench.workshop import Workshop, peak_memory, pick_bfloat16, pick_device, revive
-from fingerbench.zoo.train import Recipe, Workbench, fit
+from fingerbench.zoo.train import Recipe, Workbench, fit, supervise
+
+os.environ |= CUBLAS  # before cuBLAS starts: fix_order asks for it
 
 CPU = torch.device("cpu")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -93,12 +97,20 @@ def test_a_model_trained_on_the_cpu_answers_alike(store, device):
     torch.testing.assert_close(there.cpu().double(), here, rtol=1e-3, atol=1e-3)
 
 
+def block(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)
+
+
 def blank():
+    """A network in which rounding errors grow slowly: at this rate 1e-6 of the weights moves no loss by 0.01.
+
+    VGG9 at four times the rate has losses moved by 0.1 and more by 1e-7 of its weights.
+    """
     with seeded(0):
-        return network("vgg9", 10, 0.5, shape=(3, 16, 16))
+        return nn.Sequential(*block(3, 8), *block(8, 16), nn.Flatten(), nn.Linear(256, 10))
 
 
-RECIPE = Recipe(epochs=10, batch=32, lr=0.02, momentum=0.9, weight_decay=5e-4, schedule="cosine")
+RECIPE = Recipe(epochs=10, batch=32, lr=0.005, momentum=0.9, weight_decay=5e-4, schedule="cosine")
 
 
 def plain_losses(images, augment):
@@ -185,6 +197,32 @@ def test_a_fingerprint_made_on_a_device_is_answered_on_the_cpu(store, device, me
         assert bench.store.facts(bench.fingerprint_spec)["queries"] > 0 and score(bench, CPU) >= 0.95
 
 
+def test_cudnn_makes_no_trials_for_what_is_asked_once(store, monkeypatch):
+    bench = opened(store, "method=random", "attack=[source,finetune]", "evasion=jpeg")
+    spec = made(bench, bench.models["finetune/FTAL"], CPU)
+    evasion, fingerprint = made(bench, bench.evasion_spec, CPU), made(bench, bench.fingerprint_spec, CPU)
+    trials = []
+
+    def noted(model, *images):
+        trials.append(torch.backends.cudnn.benchmark)
+        return predict(model, *images)
+
+    monkeypatch.setattr("fingerbench.evaluate.specs.predict", noted)
+    monkeypatch.setattr("fingerbench.zoo.model.predict", noted)
+    fix_order(False)
+    asked = [
+        ResponseSpec(fingerprint, spec, bench.method.access, None),
+        AccuracySpec(spec, evasion),
+        AgreementSpec(spec, bench.zoo.original(), 20),
+        spec,  # is measured once it is made
+    ]
+    for one in asked:
+        before = len(trials)
+        one.make(shop(bench, CPU))
+        assert len(trials) > before and torch.backends.cudnn.benchmark
+    assert not any(trials)
+
+
 @pytest.mark.parametrize("name", config.options("evasion"))
 @others
 def test_an_evasion_changes_queries_alike(store, device, name):
@@ -246,6 +284,74 @@ def test_auto_is_the_gpu_and_its_bfloat16():
     assert device.type == "cuda"
     assert pick_bfloat16("auto", device, "mobilenetv2") == (torch.cuda.get_device_capability()[0] >= 8)
     assert pick_bfloat16("bfloat16", device, "resnet18") and not pick_bfloat16("float32", device, "resnet18")
+
+
+def test_what_is_sent_arrives(device):
+    x = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
+    there = [send(x + i, device) for i in range(100)]  # memory of one that is on its way must not be taken for the next
+    assert all(t.device.type == device.type and torch.equal(t.cpu(), x + i) for i, t in enumerate(there))
+    assert torch.equal(send(there[0], CPU), x)
+
+
+def waited(work, *sizes):
+    """Return how often the host waits for the stand-in in the work of each size."""
+    counts = []
+    for size in sizes:
+        with standin() as device, Waits() as waits:
+            work(device, size)
+        counts.append(waits.count)
+    return counts
+
+
+def test_no_step_of_a_training_waits_for_the_gpu(store):
+    bench = opened(store, "method=random", "attack=source")
+
+    def epoch(device, batches):
+        rows = slice(batches * 4)
+        images = type(bench.data.a)(bench.data.a.x[rows], bench.data.a.y[rows]).to(device)
+        workbench = Workbench(device, False, Augment(2, True), torch.Generator(), bench.data.task)
+        supervise(blank(), images, replace(RECIPE, epochs=1, batch=4), workbench)
+
+    few, many = waited(epoch, 2, 5)
+    assert few == many > 0  # an epoch does
+
+
+@pytest.mark.parametrize("name", GANS)
+def test_no_step_of_a_gan_waits_for_the_gpu(store, name, monkeypatch):
+    monkeypatch.setattr(train, "SETTLE_BATCHES", 1)
+    bench = opened(store, "method=naturalfinger", "attack=source", f"gan={name}")
+
+    def steps(device, count):
+        design = replace(bench.fingerprint_spec.gan.design, steps=count)
+        design.train(bench.data.a, 10, torch.Generator().manual_seed(1), device)
+
+    few, many = waited(steps, 1, 3)
+    assert few == many > 0
+
+
+def test_no_step_of_freqgan_waits_for_the_gpu(store):
+    bench = opened(store, "method=freqgan", "attack=source", "method.epochs=1")
+    source = made(bench, bench.zoo.original(), CPU)
+
+    def epoch(device, batches):
+        here = bench.fingerprint_spec._setting(shop(bench, device), torch.Generator().manual_seed(0))
+        method = replace(bench.method, batch=len(here.train) // batches)
+        method._train(here, torch.zeros(len(here.train), dtype=torch.long).to(device))
+
+    assert source.key == bench.fingerprint_spec.source.key
+    few, many = waited(epoch, 2, 4)
+    assert few == many > 0
+
+
+def test_no_transform_waits_for_the_gpu():
+    x = torch.rand(2, 3, 9, 9)
+    bank = (GaussianNoise(0.1), UniformNoise(0.1), GaussianBlur(0.8), Shear(0.1))
+
+    def draw(device, transform):
+        transform(send(x, device), torch.Generator())
+
+    assert waited(draw, *bank) == [0] * len(bank)
+    assert waited(lambda device, _: x.to(device).sum().item(), 0) == [2]
 
 
 def test_the_stand_in_refuses_what_cuda_refuses():

@@ -8,6 +8,7 @@ from torch import nn
 
 from fingerbench.errors import UserError
 from fingerbench.records import Images, Setting
+from fingerbench.seeds import fix_order
 from fingerbench.task import Classification
 from methods import ipguard
 from methods.ipguard import IPGuard, boundary_loss, optimise
@@ -80,6 +81,17 @@ def test_a_batch_ends_where_each_image_would_alone(source, setting):
     for row in range(len(x)):
         one = slice(row, row + 1)
         torch.testing.assert_close(batch[one], alone(source, x[one], true[one], target[one], METHOD))
+
+
+def test_cudnn_makes_no_trials_while_the_batch_shrinks(source, setting):
+    x, true, target = ipguard.start_points(setting(), torch.arange(12))
+    seen = []
+    source.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), torch.backends.cudnn.benchmark)))
+    fix_order(False)
+    optimise(source, x, true, target, METHOD.margin, METHOD.lr, METHOD.steps)
+    sizes, trials = zip(*seen, strict=True)
+    assert len(set(sizes)) > 2 and not any(trials)
+    assert torch.backends.cudnn.benchmark
 
 
 def test_starts_are_classified_correctly_and_aim_at_the_least_likely_class(source, setting):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fingerbench.ops import send
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -39,5 +41,5 @@ class Augment:
         # Channels last: one index tells a whole pixel, and convolutions on GPUs take the result as it is.
         padded = F.pad(x, (self.pad,) * 4).permute(0, 2, 3, 1)
         image = torch.arange(n, device=x.device)[:, None, None]
-        crops = padded[image, rows.to(x.device)[:, :, None], columns.to(x.device)[:, None, :]]
+        crops = padded[image, send(rows, x.device)[:, :, None], send(columns, x.device)[:, None, :]]
         return crops.permute(0, 3, 1, 2)

@@ -22,7 +22,7 @@ from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
 from fingerbench.ops import eight_bit, pixels, predict
 from fingerbench.records import Fingerprint, Setting
-from fingerbench.seeds import seed_for, seeded
+from fingerbench.seeds import seed_for, seeded, without_trials
 from fingerbench.store import Artefact, Spec
 from fingerbench.workshop import Workshop
 from fingerbench.zoo.model import ModelSpec
@@ -175,6 +175,7 @@ class ResponseSpec(Spec):
         draws = self.evasion.evasion.draws if self.evasion else 1
         return passes("answer", (self.suspect.outline(sizes.shape),), 2 * draws * self.fingerprint.budget)
 
+    @without_trials()
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Ask everything at once. Of a fingerprint without queries the answers are empty, (1, 0)."""
         if not workshop.store.facts(self.fingerprint)["queries"]:
@@ -228,6 +229,7 @@ class AccuracySpec(Spec):
         """Return the test split, once a draw."""
         return passes("answer", (self.suspect.outline(sizes.shape),), self.evasion.evasion.draws * sizes.test)
 
+    @without_trials()
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Measure; the quality stands in the facts, as that of the model itself does in its own."""
         test, task = workshop.data.test.to(workshop.device), workshop.data.task
@@ -257,6 +259,7 @@ class AgreementSpec(Spec):
         """Return the images."""
         return passes("answer", (self.suspect.outline(sizes.shape),), min(self.images, sizes.test))
 
+    @without_trials()
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Measure; the share stands in the facts, under the name that it has in those of a model."""
         task, x = workshop.data.task, pixels(workshop.data.test.x[: self.images].to(workshop.device))

@@ -18,6 +18,7 @@ from fingerbench.gans.big_resnet import Generator
 from fingerbench.gans.layers import Layers
 from fingerbench.gans.resnet import Discriminator, doublings
 from fingerbench.gans.train import Batch, Hinge, Training, adversarial
+from fingerbench.ops import send
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
 
@@ -70,7 +71,7 @@ class Icrgan(Training):
 
     def nearby(self, latents: Batch, generator: torch.Generator) -> Batch:
         """Return the latents with normal noise of standard deviation `zcr_radius`."""
-        noise = torch.randn(latents.x.shape, generator=generator).to(latents.x)
+        noise = send(torch.randn(latents.x.shape, generator=generator), latents.x.device)
         return Batch(latents.x + self.zcr_radius * noise, latents.labels)
 
     def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:

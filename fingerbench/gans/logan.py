@@ -16,6 +16,7 @@ from torch import Tensor
 from fingerbench.gans.layers import Layers
 from fingerbench.gans.resnet import Discriminator, Generator, doublings
 from fingerbench.gans.train import Batch, Hinge, Training, adversarial
+from fingerbench.ops import send
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
 
@@ -64,5 +65,5 @@ class Logan(Training):
         (g,) = torch.autograd.grad(scores.sum(), z, create_graph=True)
         move = self.alpha * g / (self.beta + g.square().sum(1, keepdim=True))
         chosen = torch.rand(len(z), 1, generator=generator) < self.rate
-        moved = (z + chosen.to(z) * move).clamp(-1, 1)
+        moved = (z + send(chosen, z.device) * move).clamp(-1, 1)
         return Batch(moved, latents.labels), move.square().sum(1).mean()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fingerbench.errors import DivergedError, UserError, one_line, require_schema, writing
+from fingerbench.ops import send
 from fingerbench.records import Gan, Images
 
 log = logging.getLogger(__name__)
@@ -131,8 +132,8 @@ def train(
     state = {"generator": g, "discriminator": d, "average": average, "adam_g": step_g, "adam_d": step_d, "reals": reals}
 
     def latents() -> Batch:
-        z = gan.latents(training.batch, generator).to(device)
-        return Batch(z, torch.randint(classes, (training.batch,), generator=generator).to(device))
+        z = send(gan.latents(training.batch, generator), device)
+        return Batch(z, send(torch.randint(classes, (training.batch,), generator=generator), device))
 
     began = _resume(checkpoint, state, generator) if checkpoint and checkpoint.is_file() else 0
     written = time.monotonic()
@@ -179,11 +180,12 @@ class _Reals:
         if not len(self.left):
             self.left = torch.randperm(len(self.images), generator=self.generator)
         rows, self.left = self.left[: self.training.batch], self.left[self.training.batch :]
-        x = 2 * self.images.pixels(rows) - 1
+        there = send(rows, self.images.x.device)
+        x = 2 * self.images.pixels(there) - 1
         if self.training.flip:
             mirrored = torch.rand(len(rows), 1, 1, 1, generator=self.generator) < 0.5
-            x = torch.where(mirrored.to(x.device), x.flip(-1), x)
-        return Batch(x, self.images.y[rows])
+            x = torch.where(send(mirrored, x.device), x.flip(-1), x)
+        return Batch(x, self.images.y[there])
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"left": self.left.clone()}

@@ -17,6 +17,7 @@ from torch import Tensor
 from fingerbench.gans.layers import Layers
 from fingerbench.gans.resnet import Discriminator, Generator, doublings
 from fingerbench.gans.train import Batch, Training, adversarial
+from fingerbench.ops import send
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
 
@@ -58,7 +59,7 @@ class WganGp(Training):
         with torch.no_grad():
             fake = gan.generator(*latents)[: len(real.x)]  # the last batch of an epoch may be smaller
         scores = (gan.discriminator(x, labels) for x, labels in (real, (fake, latents.labels[: len(fake)])))
-        between = torch.rand(len(fake), 1, 1, 1, generator=generator).to(fake.device)
+        between = send(torch.rand(len(fake), 1, 1, 1, generator=generator), fake.device)
         penalty = gradient_penalty(lambda x: gan.discriminator(x, real.labels), real.x.lerp(fake, between))
         return adversarial(gan, *scores) + self.penalty * penalty
 

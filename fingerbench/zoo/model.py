@@ -17,7 +17,7 @@ from fingerbench.errors import DivergedError
 from fingerbench.nets import blank, network
 from fingerbench.ops import predict
 from fingerbench.records import Half, Images
-from fingerbench.seeds import seeded
+from fingerbench.seeds import seeded, without_trials
 from fingerbench.store import Spec
 from fingerbench.task import Task
 from fingerbench.workshop import CAUTION, Workshop, persevere, pick_bfloat16, revive
@@ -156,6 +156,7 @@ class ModelSpec(Spec):
         )
 
 
+@without_trials()
 def _measure(model: nn.Module, victim: nn.Module | None, test: Images, task: Task) -> dict[str, float | None]:
     outputs = predict(model, test.pixels())
     agreement = task.agreement(outputs, predict(victim, test.pixels())) if victim is not None else None
