@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import machine
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fingerbench.bench import Bench
 from fingerbench.cost import Adversaries, Costly, MethodOutline, Network, Operation, Pass
@@ -24,6 +25,7 @@ from fingerbench.zoo.train import Recipe, Workbench, supervise
 
 FIRST, SECOND = 2, 8  # images of the first tries; batch statistics of one do not exist
 GROWTH = 2  # of the batch at least, or no larger one is tried
+NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 TRIES = 2  # of each batch: a new size is slow at first
 
 Act = Callable[[int], object]
@@ -43,13 +45,27 @@ class Probe:
     """What a pass was found to take.
 
     seconds: an image, in the real batch; images: in the largest batch that was timed; memory: bytes of an image;
-    fixed: bytes however many.
+    fixed: bytes however many; kernels: operations of PyTorch but for views, of a batch however many.
     """
 
     seconds: float
     images: int
     memory: float
     fixed: float
+    kernels: int
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations inside the block that are no views: each is a kernel at least, and a launch on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count, and go on."""
+        self.count += not (func.is_view or func.overloadpacket.__name__ in NO_KERNEL)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,8 @@ def measure(one: Pass, bench: Bench, seconds: float) -> Probe:
     _trim()
     before = used(device)
     act = prepare(one, bench, device)
-    act(min(FIRST, one.batch))
+    with Kernels() as kernels:
+        act(min(FIRST, one.batch))
     points = [_point(act, min(FIRST, one.batch), before, device)]
     while (n := _next(points, one.batch, ends - time.monotonic())) is not None:
         points.append(_point(act, n, before, device))
@@ -84,7 +101,7 @@ def measure(one: Pass, bench: Bench, seconds: float) -> Probe:
     fixed, memory = _line(points, "memory")
     last = points[-1]
     whole = last.seconds if last.images == one.batch else base + slope * one.batch
-    return Probe(whole / one.batch, last.images, memory, fixed)
+    return Probe(whole / one.batch, last.images, memory, fixed, kernels.count)
 
 
 def _point(act: Act, n: int, before: float, device: torch.device) -> Point:

@@ -176,6 +176,7 @@ def speeds(prices: Prices) -> list[dict[str, str]]:
             "GFLOP an image": f"{network.flop(operation) / 1e9:.3g}",
             "GFLOP/s": f"{network.flop(operation) / probe.seconds / 1e9:.3g}",
             "batch timed": str(probe.images),
+            "kernels a batch": str(probe.kernels),
         }
         for (operation, network), probe in prices.items()
     ]

@@ -115,6 +115,15 @@ def test_zoo_cost_assumes_cifar10_and_says_so(zoo_cost, tmp_path):
     assert re.search(r"error: --missing: expected the data set on disk.*", refused)
 
 
+def test_kernels_are_counted_and_views_are_not(zoo_cost):
+    x = torch.ones(2, 3, requires_grad=True)
+    with importlib.import_module("probe").Kernels() as kernels:
+        y = x.t().reshape(6) * 2  # reshape copies what is transposed
+        assert kernels.count == 2
+        y.detach()[:3].add_(1)
+    assert kernels.count == 3
+
+
 def test_a_line_through_two_batches_keeps_the_price_of_a_step_apart(zoo_cost):
     probe = importlib.import_module("probe")
     points = [probe.Point(2, 1.2, 300.0), probe.Point(12, 2.2, 500.0)]
