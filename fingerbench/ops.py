@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -71,3 +72,17 @@ def r2(truth: Tensor, predicted: Tensor) -> float:
     total = (truth - truth.mean(0)).square().sum(0)
     # A truth that never varies must not divide by zero: whatever misses it is then very bad, but finite.
     return (1 - residual / total.clamp(min=1e-12)).mean().item()
+
+
+@contextmanager
+def without_trials() -> Iterator[None]:
+    """Let cuDNN choose its algorithms by rule inside the block, where no shape comes often.
+
+    A trial runs up to ten of them (`torch.backends.cudnn.benchmark_limit`), for each convolution and shape.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

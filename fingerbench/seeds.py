@@ -31,20 +31,6 @@ def fix_order(deterministic: bool) -> None:
 
 
 @contextmanager
-def without_trials() -> Iterator[None]:
-    """Let cuDNN choose its algorithms by rule inside the block, where no shape comes often.
-
-    A trial runs up to ten of them (`torch.backends.cudnn.benchmark_limit`), for each convolution and shape.
-    """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-@contextmanager
 def seeded(seed: int) -> Iterator[torch.Generator]:
     """Seed every global generator inside the block and put it back after it.
 

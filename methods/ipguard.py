@@ -26,7 +26,6 @@ from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Work, passes
 from fingerbench.errors import NoQueriesError
 from fingerbench.records import Fingerprint, Setting
-from fingerbench.seeds import without_trials
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
@@ -123,7 +122,7 @@ def boundary_loss(logits: Tensor, true: Tensor, target: Tensor, margin: float) -
     return F.relu(z_true - z_target + margin) + F.relu(z_other - z_true)
 
 
-@without_trials()  # the batch shrinks all the time
+@ops.without_trials()  # the batch shrinks all the time
 def optimise(
     source: nn.Module, x: Tensor, true: Tensor, target: Tensor, margin: float, lr: float, steps: int
 ) -> Tensor:

@@ -20,9 +20,9 @@ from fingerbench.cost import MethodOutline, Sizes, Work, method_work, passes
 from fingerbench.errors import NoQueriesError
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
-from fingerbench.ops import eight_bit, pixels, predict
+from fingerbench.ops import eight_bit, pixels, predict, without_trials
 from fingerbench.records import Fingerprint, Setting
-from fingerbench.seeds import seed_for, seeded, without_trials
+from fingerbench.seeds import seed_for, seeded
 from fingerbench.store import Artefact, Spec
 from fingerbench.workshop import Workshop
 from fingerbench.zoo.model import ModelSpec

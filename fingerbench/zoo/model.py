@@ -15,9 +15,9 @@ from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, pa
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError
 from fingerbench.nets import blank, network
-from fingerbench.ops import predict
+from fingerbench.ops import predict, without_trials
 from fingerbench.records import Half, Images
-from fingerbench.seeds import seeded, without_trials
+from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.task import Task
 from fingerbench.workshop import CAUTION, Workshop, persevere, pick_bfloat16, revive
