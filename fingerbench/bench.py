@@ -199,6 +199,7 @@ class Bench:
         What the fingerprint waits for comes first, then the networks that take longest, then the rest.
         """
         fingerprint = self.fingerprint_spec
+        config.require_resolved(self.settings, "label")
         gan = [fingerprint.gan] if fingerprint.gan else []
         surrogates = [*fingerprint.positives, *fingerprint.negatives]
         fid = self.fid_spec()

@@ -87,6 +87,14 @@ def choice(group: str, name: str) -> DictConfig:
         return hydra_compose(f"{group}/{name}")[group]
 
 
+def require_resolved(settings: DictConfig, key: str) -> None:
+    """Raise a UserError if the value at `key` names a setting that there is not."""
+    try:
+        OmegaConf.select(settings, key)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {_first_line(error)}; name a setting, as in ${{method.name}}") from None
+
+
 def build(node: DictConfig) -> Any:
     """Return the object that a config node with a `_target_` describes.
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+SHOWN = 30  # names of a list that an error repeats
 LONGEST = 200  # characters of what others say that an error repeats
 
 
@@ -35,11 +36,12 @@ class DivergedError(BuildError):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for a `name` that is not among `known`, with the nearest names first."""
+    """Return the error for a `name` that is not among `known`, the nearest names first; at most SHOWN of those."""
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(options)}")
+    more = f", ... ({len(options)} in all)" if len(options) > SHOWN else ""
+    return UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(options[:SHOWN])}{more}")
 
 
 def require(condition: bool, what: str, expected: str, got: object) -> None:

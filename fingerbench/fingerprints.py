@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from fingerbench import files
 from fingerbench.errors import UserError, one_line
 from fingerbench.records import Fingerprint
 from fingerbench.untrusted import content, parse_json, parse_tensors
@@ -26,7 +27,9 @@ UNSAID = "the file does not say why there are no queries"
 def write_fingerprint(fingerprint: Fingerprint, path: Path) -> None:
     """Write the file `path`; the same fingerprint gives the same bytes."""
     said = {"schema": SCHEMA, "note": fingerprint.note, "yields": dict(fingerprint.yields)}
-    safetensors.torch.save_file(dict(fingerprint.tensors()), path, {METADATA: json.dumps(said, allow_nan=False)})
+    metadata = {METADATA: json.dumps(said, allow_nan=False)}
+    # Not by `save_file`, which lets nobody else read the file, whatever the umask says.
+    files.write(path, safetensors.torch.save(dict(fingerprint.tensors()), metadata))
 
 
 def read_fingerprint(path: Path | str) -> Fingerprint:

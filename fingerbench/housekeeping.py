@@ -290,6 +290,8 @@ def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:
             keys |= {spec.key for spec in plan(commands)}
         except UserError as error:
             hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
+            if str(error) in (job.error for job in status.read(path.parent)):
+                hint = "so it ended as well, and made nothing unless it had run before: remove the folder then"
             raise UserError(f"cannot tell what {path} needs: {error}; {hint}") from None
     return keys
 

@@ -8,6 +8,7 @@ from conftest import TINY, finish, start
 
 import fingerbench as fb
 from fingerbench.__main__ import main
+from fingerbench.errors import unknown
 
 
 def test_list_zoo_as_json(capsys):
@@ -27,6 +28,12 @@ def test_list_methods_and_friends(capsys):
     ):
         assert main(["list", what]) == 0
         assert expected in capsys.readouterr().out.split()
+
+
+def test_an_unknown_name_is_answered_with_so_many_names():
+    names = [f"n{i:03d}" for i in range(100)]
+    assert str(unknown("number", "n7", names)).endswith(f"known: {', '.join(names[:30])}, ... (100 in all)")
+    assert str(unknown("number", "n7", names[:30])).endswith(f"known: {', '.join(names[:30])}")
 
 
 def test_an_unknown_list_is_answered_with_the_nearest(capsys):

@@ -279,6 +279,8 @@ def test_a_fingerprint_comes_back(tmp_path):
         assert torch.equal(back.queries, sent.queries) and back.state.keys() == sent.state.keys()
         assert all(torch.equal(back.state[name], tensor) for name, tensor in sent.state.items())
         assert (back.yields, back.note) == (sent.yields, sent.note)
+    (tmp_path / "plain").touch()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode  # as the umask has it
     safetensors.torch.save_file(dict(few.tensors()), file)  # as runs wrote it before there was metadata
     assert torch.equal(fb.read_fingerprint(file).queries, few.queries) and not fb.read_fingerprint(file).note
 

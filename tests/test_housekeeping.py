@@ -221,6 +221,19 @@ def test_a_run_that_did_not_end_keeps_what_its_words_need(store, tmp_path, monke
         housekeeping.collect(store, [str(tmp_path / "runs")])
 
 
+def test_a_run_that_was_refused_may_be_removed(store, tmp_path):
+    refused = {"words": ["queries=abc"], "launcher": None, "subdir": "", "hydra": [], "cwd": "/", "state": "failed"}
+    refused |= {"schema": 1, "started": "2026-01-02T03:04:05+00:00", "ended": "2026-01-02T03:04:06+00:00"}
+    words = [f"store={store.root}"]
+    for error, hint in (
+        ("queries: expected a whole number from 1; got 'abc'", "so it ended as well"),
+        ("", "mend that"),
+    ):
+        put(tmp_path / "runs" / "0" / "status.json", json.dumps(refused | {"error": error}).encode())
+        with pytest.raises(UserError, match=rf"cannot tell what .*status\.json needs: queries: .*got 'abc'; {hint}"):
+            housekeeping.collect(store, [str(tmp_path / "runs")], words)
+
+
 def test_a_store_that_may_not_be_written_is_measured(store, monkeypatch, capsys):
     litter(store)
     monkeypatch.setattr(os, "access", lambda *_: False)

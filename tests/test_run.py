@@ -132,6 +132,7 @@ def test_a_run_folder_that_cannot_be_made_gives_one_line(tmp_path):
         ("zoo.width=wide", "zoo.width: expected a number above 0; got 'wide'"),
         ("zoo.training.lr=fast", "Recipe.lr: expected a value of type float; got 'fast'"),
         ("method=freqgan method.order=relesed", "unknown FreqGAN.order 'relesed'; did you mean 'released'"),
+        ("label=${keys}", "label: Interpolation key 'keys' not found; name a setting, as in ${method.name}"),
         ("queries=0", "queries: expected a whole number from 1; got 0"),
         ("jobs=0", "jobs: expected a whole number from 1; got 0"),
         ("device=tpu9", "unknown device 'tpu9'"),
