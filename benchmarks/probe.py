@@ -25,6 +25,7 @@ from fingerbench.zoo.train import Recipe, Workbench, supervise
 
 FIRST, SECOND = 2, 8  # images of the first tries; batch statistics of one do not exist
 GROWTH = 2  # of the batch at least, or no larger one is tried
+# Operations that launch nothing, though PyTorch does not call them views.
 NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 TRIES = 2  # of each batch: a new size is slow at first
 

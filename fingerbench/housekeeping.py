@@ -291,7 +291,7 @@ def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:
         except UserError as error:
             hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
             if str(error) in (job.error for job in status.read(path.parent)):
-                hint = "so it ended as well, and made nothing unless it had run before: remove the folder then"
+                hint = "so it ended as well: remove the folder, unless it had run before and what it made must stay"
             raise UserError(f"cannot tell what {path} needs: {error}; {hint}") from None
     return keys
 
