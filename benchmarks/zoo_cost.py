@@ -1,6 +1,7 @@
 """What a configuration will cost on this machine, from a minute of probing: time, FLOP, checkpoints and memory.
 
     python benchmarks/zoo_cost.py profile=paper data=cifar10 method=naturalfinger [--missing] [--out TABLE.md]
+    python benchmarks/zoo_cost.py profile=paper data=cifar10 --methods naturalfinger metafinger metav ipguard freqgan
 
 It takes the words of run.py, plans the run, counts the images that go through each network (fingerbench/cost.py), and
 times each kind of pass with random weights, at real width and image size, in batches that grow to the real one while
@@ -63,18 +64,19 @@ def _blank(name: str, sizes: Sizes) -> Dataset:
     return Dataset(name, Classification(10), *halves, *map(split, (sizes.finetune, sizes.test, sizes.transfer)))
 
 
-def ordered(bench: Bench, missing: bool) -> list[Spec]:
-    """Return what a run makes, or what its store lacks of it, in the order of the plan, parents first."""
+def ordered(benches: Sequence[Bench], missing: bool) -> list[Spec]:
+    """Return what runs on one store make, or what it lacks of that, in the order of the plans, parents first."""
     found: dict[str, Spec] = {}
 
     def visit(spec: Spec) -> None:
-        if spec.key not in found and not (missing and bench.store.has(spec)):
+        if spec.key not in found and not (missing and benches[0].store.has(spec)):
             for parent in spec.needs():
                 visit(parent)
             found[spec.key] = spec
 
-    for spec in bench.plan():
-        visit(spec)
+    for bench in benches:
+        for spec in bench.plan():
+            visit(spec)
     return list(found.values())
 
 
@@ -219,11 +221,12 @@ def idle_bytes(bench: Bench, really: bool, device: torch.device) -> float:
     return used(device) + absent
 
 
-def report(bench: Bench, really: bool, missing: bool, seconds: float) -> list[str]:
-    """Probe, and return the parts of the report."""
+def report(benches: Sequence[Bench], really: bool, missing: bool, seconds: float) -> list[str]:
+    """Probe, and return the parts of the report. `benches`: one a method, alike but for that."""
+    bench = benches[0]
     device, sizes = pick_device(bench.settings.device), Sizes.of(bench.data)
     machine_line = f"{machine.describe(device)} at the start"
-    specs = ordered(bench, missing)
+    specs = ordered(benches, missing)
     if not specs:
         return [machine_line, "nothing is missing"]
     works = [work(spec, sizes) for spec in specs]
@@ -238,8 +241,7 @@ def report(bench: Bench, really: bool, missing: bool, seconds: float) -> list[st
     memory = peaks(specs, works, prices, base)
     counts = f"halves {sizes.half}, finetune {sizes.finetune}, test {sizes.test}, transfer {sizes.transfer}"
     return [
-        f"`{' '.join(bench.overrides) or 'defaults'}`, {'what the store lacks' if missing else 'everything'}: "
-        f"{len(specs)} artefacts",
+        f"`{_words(benches)}`, {'what the store lacks' if missing else 'everything'}: {len(specs)} artefacts",
         machine_line,
         f"Images: {counts}{'' if really else '; assumed, since the data set is not there'}.",
         machine.table(costs(specs, works, prices)),
@@ -252,6 +254,14 @@ def report(bench: Bench, really: bool, missing: bool, seconds: float) -> list[st
         + ".",
         machine.table(speeds(prices)),
     ]
+
+
+def _words(benches: Sequence[Bench]) -> str:
+    """Return what was asked for, as one would type it."""
+    if len(benches) == 1:
+        return " ".join(benches[0].overrides) or "defaults"
+    shared = [word for word in benches[0].overrides if not word.startswith("method=")]
+    return " ".join([*shared, "--methods", *(bench.settings.method.name for bench in benches)])
 
 
 def _loop_line(works: Sequence[Work], prices: Prices) -> list[str]:
@@ -269,6 +279,7 @@ def main() -> None:
     """Probe and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for run.py")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="all of these, in place of method=NAME")
     parser.add_argument("--missing", action="store_true", help="only what the store lacks")
     parser.add_argument("--seconds", type=float, default=60.0, help="of probing, about (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the report here")
@@ -277,7 +288,8 @@ def main() -> None:
         bench, really = opened(arguments.overrides)
         machine.like_a_worker(bench.settings.threads, bench.settings.deterministic)
         require(really or not arguments.missing, "--missing", "the data set on disk, which keys hang on", "none")
-        machine.publish(report(bench, really, arguments.missing, arguments.seconds), arguments.out)
+        benches = [bench.using(method) for method in arguments.methods or ()] or [bench]
+        machine.publish(report(benches, really, arguments.missing, arguments.seconds), arguments.out)
     except UserError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
 

@@ -36,9 +36,38 @@ def pixels(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
 
+@contextmanager
+def _cudnn(**flags: bool) -> Iterator[None]:
+    """Set these flags of `torch.backends.cudnn` inside the block."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in flags}
+    try:
+        for name, value in flags.items():
+            setattr(torch.backends.cudnn, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
+
+
+@contextmanager
+def without_trials() -> Iterator[None]:
+    """Let cuDNN choose its algorithms by rule inside the block, where no shape comes often.
+
+    A trial runs up to ten of them (`torch.backends.cudnn.benchmark_limit`), for each convolution and shape.
+    """
+    with _cudnn(benchmark=False):
+        yield
+
+
+# TF32, which PyTorch allows in convolutions, keeps 10 bits of 23: enough for gradients, but a query on a boundary would
+# get another label in a batch of another size.
+@_cudnn(allow_tf32=False)
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Return the outputs, such as logits, (n, outputs) of `model` on x float (n, c, h, w), in pieces of `batch`."""
+    """Return the outputs, such as logits, (n, outputs) of `model` on x float (n, c, h, w), in pieces of `batch`.
+
+    On a GPU too float32 is float32, unless the caller autocasts.
+    """
     return torch.cat([model(piece) for piece in x.split(batch)])
 
 
@@ -72,17 +101,3 @@ def r2(truth: Tensor, predicted: Tensor) -> float:
     total = (truth - truth.mean(0)).square().sum(0)
     # A truth that never varies must not divide by zero: whatever misses it is then very bad, but finite.
     return (1 - residual / total.clamp(min=1e-12)).mean().item()
-
-
-@contextmanager
-def without_trials() -> Iterator[None]:
-    """Let cuDNN choose its algorithms by rule inside the block, where no shape comes often.
-
-    A trial runs up to ten of them (`torch.backends.cudnn.benchmark_limit`), for each convolution and shape.
-    """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

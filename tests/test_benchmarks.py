@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -98,12 +99,23 @@ def test_zoo_cost_has_a_line_for_everything(tmp_path):
 def test_zoo_cost_respects_the_store(built, zoo_cost):
     words = [*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]"]
     bench, really = zoo_cost.opened(words)
-    assert really and zoo_cost.ordered(bench, missing=True) == []
-    everything = zoo_cost.ordered(bench, missing=False)
+    assert really and zoo_cost.ordered([bench], missing=True) == []
+    everything = zoo_cost.ordered([bench], missing=False)
     assert {spec.key for spec in everything} == {spec.key for spec in bench.plan()}
     more, _ = zoo_cost.opened([*words[:-1], "attack=[source,prune]"])
-    lacking = {spec.kind for spec in zoo_cost.ordered(more, missing=True)}
+    lacking = {spec.kind for spec in zoo_cost.ordered([more], missing=True)}
     assert lacking == {"model", "response"}
+
+
+def test_zoo_cost_counts_what_methods_share_once(zoo_cost, tmp_path):
+    bench, really = zoo_cost.opened([*TINY, f"store={tmp_path}", "attack=[source,finetune]"])
+    two = [bench.using("akh"), bench.using("ipguard")]
+    kinds = Counter(spec.kind for spec in zoo_cost.ordered(two, missing=False))
+    assert kinds == {"model": len(bench.models), "fingerprint": 2, "response": 2 * len(bench.models)}
+    parts = zoo_cost.report(two, really, False, 0.1)
+    assert parts[0].startswith("`") and "attack=[source,finetune] --methods akh ipguard`" in parts[0]
+    for fingerprint in ("akh fingerprint", "ipguard fingerprint"):
+        assert fingerprint in parts[3]
 
 
 def test_zoo_cost_assumes_cifar10_and_says_so(zoo_cost, tmp_path):

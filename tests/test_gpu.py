@@ -97,6 +97,14 @@ def test_a_model_trained_on_the_cpu_answers_alike(store, device):
     torch.testing.assert_close(there.cpu().double(), here, rtol=1e-3, atol=1e-3)
 
 
+def test_answers_are_float32_though_convolutions_may_round(device):
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default; the fixture puts back what was
+    with seeded(0):
+        net, x = nn.Sequential(*block(3, 64), *block(64, 64)).eval(), torch.rand(8, 3, 32, 32)
+    there = predict(net.to(device), x.to(device)).cpu()
+    torch.testing.assert_close(there.double(), net.cpu().double()(x.double()).detach(), rtol=1e-4, atol=1e-6)
+
+
 def block(inputs, outputs):
     return nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)
 
