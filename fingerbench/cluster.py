@@ -47,8 +47,8 @@ def check(hydra: DictConfig, many: bool) -> None:
         UserError: it is chosen without a sweep, or there is no SLURM here that says what becomes of a job.
     """
     kind = str(hydra.launcher._target_).rpartition(".")[2]
-    if kind in ("SlurmLauncher", "LocalLauncher") and not many:  # it would run here
-        raise UserError("this launcher submits the jobs of a sweep, and this is a single run: add -m, or leave it out")
+    if kind != "BasicLauncher" and not many:  # Hydra would run it here, without a word
+        raise UserError("launcher= is for the jobs of a sweep, and this is a single run: add -m, or leave it out")
     if kind == "SlurmLauncher":
         _require_slurm()
         _end_waiting_for_the_forgotten()

@@ -340,7 +340,8 @@ def again(record: Mapping[str, Any], folder: Path) -> str:
     """
     words = ["python", "run.py", *record["words"], *record["hydra"]]
     if record["launcher"] in (None, *UNQUEUED):
-        return shlex.join([*words, f"hydra.run.dir={_value(folder.absolute())}"])
+        alone = [word for word in words if not _launches(word)]
+        return shlex.join([*alone, f"hydra.run.dir={_value(folder.absolute())}"])
     sweep = folder.absolute().parents[len(Path(record["subdir"]).parts) - 1]
     place = [f"hydra.sweep.dir={_value(sweep)}", f"hydra.sweep.subdir={_value(record['subdir'])}"]
     return shlex.join([*words[:2], "-m", *words[2:], *place])
@@ -356,7 +357,12 @@ def _value(value: Path | str) -> str:
 
 def _identity(words: Sequence[str]) -> tuple[str, ...]:
     """Return what tells jobs apart: their words, in any order, but for how they are launched."""
-    return tuple(sorted(word for word in words if not re.match(r"\+*launcher[.=]", word)))
+    return tuple(sorted(word for word in words if not _launches(word)))
+
+
+def _launches(word: str) -> bool:
+    """Whether an override says how jobs are launched, rather than what they do."""
+    return re.match(r"\+*(hydra[./])?launcher[.=]", word) is not None
 
 
 def _found(path: Path, lost_s: float) -> dict[str, Any]:

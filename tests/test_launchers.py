@@ -78,8 +78,9 @@ def test_a_missing_plug_in_is_told_with_its_command(name, node, monkeypatch):
 
 def test_a_single_run_is_not_submitted(tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    with pytest.raises(UserError, match="add -m"):
-        config.check(["launcher=slurm"])
+    for name in ("joblib", "submitit_local", "slurm"):
+        with pytest.raises(UserError, match="add -m"):
+            config.check([f"launcher={name}"])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch and srun and sacct here"):
         config.check(["-m", "launcher=slurm"])

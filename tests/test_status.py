@@ -107,6 +107,14 @@ def test_what_a_job_writes(sweep):
     assert [entry["words"][0] for entry in listed["jobs"]] == [f"seed={seed}" for seed in (0, 1, 2, 3, 6)]
 
 
+def test_a_job_without_a_queue_runs_again_as_a_single_run(tmp_path):
+    words = {"words": ["seed=1", "launcher=joblib"], "hydra": ["hydra.launcher.n_jobs=2", "hydra.verbose=true"]}
+    command = status.again(words | {"launcher": "JoblibLauncher", "subdir": "1"}, tmp_path / "1")
+    assert command == f"python run.py seed=1 hydra.verbose=true hydra.run.dir={tmp_path / '1'}"
+    queued = status.again(words | {"launcher": "SlurmLauncher", "subdir": "1"}, tmp_path / "1")
+    assert "-m seed=1 launcher=joblib hydra.launcher.n_jobs=2" in queued
+
+
 def test_the_commands_run_a_job_again_into_its_folder(sweep, tmp_path, capsys):
     folder, _, _ = sweep
     (tmp_path / "mended").mkdir()
