@@ -165,6 +165,18 @@ def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
     assert table["queries"].to_dict() == {"5 queries": 5, "10 queries": 10}
 
 
+def test_a_gan_is_shown_and_its_fid_is_a_cost_of_its_own(built, tmp_path):
+    store, folder = tmp_path / "store", tmp_path / "run"
+    shutil.copytree(built[0], store)
+    run(store, folder, "method=naturalfinger", "gan.steps=3", "method.epochs=2", "method.max_chunks=1", "attack=[source]")
+    metrics, manifest = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "manifest"))
+    assert metrics["gan"]["name"] == "sagan" and metrics["gan"]["fid"] > 0 and "seconds" not in metrics["gan"]
+    kept = manifest["store"]
+    assert all((store / kind / kept[kind] / "record.json").is_file() for kind in ("gan", "fid", "fingerprint"))
+    assert manifest["seconds"]["made"].keys() == {"gan", "fid", "fingerprint", "model"} == manifest["peak_mib"].keys()
+    assert (folder / "figures" / "gan.png").stat().st_size > 1000
+
+
 def test_metafinger_learns_from_augmented_surrogates(built, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(built[0], store)

@@ -78,7 +78,7 @@ def measures(bench: Bench, frame: pd.DataFrame) -> dict[str, Any]:
     if bench.evasion_spec:
         measured["evasion"] = facts(bench.evasion_spec)
     if fid := bench.fid_spec():
-        measured["gan"] = facts(fid)
+        measured["gan"] = {name: fact for name, fact in facts(fid).items() if name not in ("seconds", "peak_mib")}
     return measured
 
 
@@ -179,7 +179,7 @@ def gan_caption(fid: Artefact) -> str:
 
 def describe(bench: Bench, **measured: Any) -> dict[str, Any]:
     """Return the manifest of the run, with what was measured in it."""
-    spec = bench.fingerprint_spec
+    spec, fid = bench.fingerprint_spec, bench.fid_spec()
     keys: dict[str, Any] = {name: model.key for name, model in bench.models.items()}
     return manifest(
         config=OmegaConf.to_container(bench.settings, resolve=True),
@@ -190,6 +190,7 @@ def describe(bench: Bench, **measured: Any) -> dict[str, Any]:
             "root": bench.settings.store,
             "fingerprint": spec.key,
             "gan": spec.gan.key if spec.gan else None,
+            "fid": fid.key if fid else None,
             "surrogates": {s.name: s.key for s in [*spec.positives, *spec.negatives]},
             "suspects": keys,
         },
@@ -236,5 +237,5 @@ def _peaks(bench: Bench) -> dict[str, float]:
 def _made(bench: Bench) -> list[Spec]:
     """Return what took time to make, each once."""
     spec = bench.fingerprint_spec
-    evasion = [bench.evasion_spec] if bench.evasion_spec else []
-    return list({s.key: s for s in [spec, *spec.needs(), *evasion, *bench.models.values()]}.values())
+    some = [made for made in (bench.evasion_spec, bench.fid_spec()) if made]
+    return list({s.key: s for s in [spec, *spec.needs(), *some, *bench.models.values()]}.values())
