@@ -11,7 +11,7 @@ from fingerbench.evaluate import gates
 from fingerbench.evaluate.gates import Gates
 
 SELECTED = "attack=[source,finetune,distill]"
-LIMITS = {"kept": 0.85, "independent": 0.85, "mirror": 0.05, "images": 1000}
+LIMITS = {"learnt": 0.75, "kept": 0.85, "independent": 0.85, "mirror": 0.05, "images": 1000}
 
 SOUND = [  # suspect, pirated, mirror_of, accuracy, agreement
     ("source", True, None, 0.90, 1.0),
@@ -34,8 +34,8 @@ def table(**changes):
     return frame
 
 
-def findings(frame, **options):
-    return Gates("stop", **{**LIMITS, **options}).findings(frame)
+def findings(frame, surrogates=None, guess=0.1, **options):
+    return Gates("stop", **{**LIMITS, **options}).findings(frame, surrogates or {}, guess)
 
 
 def broken(found):
@@ -45,6 +45,7 @@ def broken(found):
 def test_a_sound_zoo_holds():
     found = findings(table())
     assert found["holds"].all() and found["gate"].value_counts().to_dict() == {
+        "learnt": 1,
         "kept": 2,
         "independent": 3,
         "mirror": 3,
@@ -52,7 +53,7 @@ def test_a_sound_zoo_holds():
     }
     row = found[(found["gate"] == "kept") & (found["suspect"] == "knockoff/vgg")].iloc[0]
     assert (row["value"], row["limit"]) == (0.8, 0.765)
-    assert gates.summary(found) == "gates: 11 of 11 hold; worst: mirror/prune/0.1, mirror 0.030 with limit 0.050"
+    assert gates.summary(found) == "gates: 12 of 12 hold; worst: mirror/prune/0.1, mirror 0.030 with limit 0.050"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,22 @@ def test_each_gate_breaks_alone(changes, expected):
     assert broken(findings(table(**changes))) == expected
 
 
+def test_a_zoo_that_learnt_nothing_does_not_hold_for_being_alike():
+    frame = table(accuracy=dict.fromkeys(table()["suspect"], 0.10), agreement={"mirror/prune/0.1": 0.9})
+    assert broken(findings(frame)) == [("learnt", "source")]
+    limits = findings(frame, surrogates={"surrogate/vit": 0.32, "surrogate/vgg": 0.33}).set_index("suspect")
+    assert limits.loc["surrogate/vit", ["value", "limit", "holds"]].tolist() == [0.32, 0.325, False]
+    assert limits.loc["surrogate/vgg", "holds"]
+    assert broken(findings(table(), guess=0.9)) == [("learnt", "source")], "0.925 is what one class of nine tenths asks"
+    assert not broken(findings(frame, learnt=1))
+
+
+def test_a_guess_says_the_most_frequent_class():
+    bench = Bench(config.compose(["attack=source"]))
+    labels = bench.data.test.y.tolist()
+    assert gates.guess(bench) == max(map(labels.count, labels)) / len(labels) < 0.2
+
+
 def test_limits_belong_to_what_holds():
     frame = table(accuracy={"prune/0.1": 0.8, "mirror/prune/0.1": 0.8, "knockoff/vgg": 0.85})
     assert findings(frame, mirror=0.03, kept=0.8 / 0.9)["holds"].all()  # 0.85 - 0.82 is 0.03 and a little
@@ -84,11 +101,11 @@ def test_what_is_meant_to_hurt_is_spared_but_must_have_a_mirror_like_it():
 @pytest.mark.parametrize(
     ("rows", "left"),
     [
-        (["source"], set()),
-        (["source", "prune/0.1"], {"kept"}),
-        (["source", "scratch/vgg"], set()),  # alone it is the median
-        (["source", "scratch/vgg", "scratch-distill/vgg"], {"independent"}),
-        (["source", "mirror/prune/0.1"], set()),  # without its positive
+        (["source"], {"learnt"}),
+        (["source", "prune/0.1"], {"learnt", "kept"}),
+        (["source", "scratch/vgg"], {"learnt"}),  # alone it is the median
+        (["source", "scratch/vgg", "scratch-distill/vgg"], {"learnt", "independent"}),
+        (["source", "mirror/prune/0.1"], {"learnt"}),  # without its positive
     ],
 )
 def test_a_gate_with_nothing_to_compare_is_skipped(rows, left):
@@ -134,13 +151,13 @@ def test_a_run_of_the_demo_warns(built):
     found = pd.read_csv(folder / "gates.csv")
     scores = pd.read_csv(folder / "scores.csv").set_index("suspect")
     models = pd.read_csv(folder / "models.csv").set_index("name")
-    assert found["gate"].value_counts().to_dict() == {"mirror": 7, "agreement": 7, "kept": 6}
+    assert found["gate"].value_counts().to_dict() == {"learnt": 1, "mirror": 7, "agreement": 7, "kept": 6}
     value = found.set_index(["gate", "suspect"])["value"]
     assert value["kept", "distill/vgg13_bn"] == pytest.approx(scores.accuracy["distill/vgg13_bn"])
     assert value["agreement", "finetune/FTLL"] == pytest.approx(models.agreement["finetune/FTLL"])
     held = found["holds"].sum()
-    assert f"gates: {held} of 20 hold; worst: " in output
-    assert ("gates: the zoo breaks" in output) == (held < 20) and "scores.csv" in {p.name for p in folder.iterdir()}
+    assert f"gates: {held} of 21 hold; worst: " in output
+    assert ("gates: the zoo breaks" in output) == (held < 21) and "scores.csv" in {p.name for p in folder.iterdir()}
 
 
 def test_a_zoo_that_breaks_a_gate_is_refused_and_nothing_is_lost(built, tmp_path):

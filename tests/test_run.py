@@ -168,13 +168,25 @@ def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
 def test_a_gan_is_shown_and_its_fid_is_a_cost_of_its_own(built, tmp_path):
     store, folder = tmp_path / "store", tmp_path / "run"
     shutil.copytree(built[0], store)
-    run(store, folder, "method=naturalfinger", "gan.steps=3", "method.epochs=2", "method.max_chunks=1", "attack=[source]")
+    run(
+        store,
+        folder,
+        "method=naturalfinger",
+        "gan.steps=3",
+        "method.epochs=2",
+        "method.max_chunks=1",
+        "attack=[source]",
+    )
     metrics, manifest = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "manifest"))
     assert metrics["gan"]["name"] == "sagan" and metrics["gan"]["fid"] > 0 and "seconds" not in metrics["gan"]
     kept = manifest["store"]
     assert all((store / kind / kept[kind] / "record.json").is_file() for kind in ("gan", "fid", "fingerprint"))
     assert manifest["seconds"]["made"].keys() == {"gan", "fid", "fingerprint", "model"} == manifest["peak_mib"].keys()
     assert (folder / "figures" / "gan.png").stat().st_size > 1000
+    gates, models = pd.read_csv(folder / "gates.csv"), pd.read_csv(folder / "models.csv").set_index("name")
+    learnt = gates[gates["gate"] == "learnt"].set_index("suspect")
+    assert set(learnt.index) == {"source", *kept["surrogates"]} and len(learnt) == 5
+    assert learnt["value"].tolist() == pytest.approx(models.accuracy[learnt.index].tolist())
 
 
 def test_metafinger_learns_from_augmented_surrogates(built, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GATES = {  # name: how a value stands to its limit, and how it is written where it does not
+    "learnt": (operator.ge, "<"),  # accuracy of the source, and of the surrogates that the method learns from
     "kept": (operator.ge, "<"),  # accuracy of a positive
     "independent": (operator.ge, "<"),  # accuracy of an independent model
     "mirror": (operator.le, ">"),  # difference in accuracy between a mirror and its positive
@@ -45,7 +46,9 @@ Finding = tuple[str, str, float, float]
 class Gates:
     """The limits, and what happens to a zoo that breaks one. Default of each: not published.
 
-    action: "stop" refuses the zoo, "warn" says so and goes on, "off" does not look. kept: share of the source's
+    action: "stop" refuses the zoo, "warn" says so and goes on, "off" does not look. learnt: share of the errors of a
+    guess, the most frequent class, that the source and the surrogates make at most, so that a zoo in which nothing was
+    learnt does not hold for being alike; kept: share of the source's
     accuracy that a positive keeps; independent: share of the median accuracy of the independent models that each of
     them has; mirror: the largest difference in accuracy between a mirror and its positive; images: of the test split,
     from its first on, on which agreement with the source is measured where no record holds it; spared: patterns of
@@ -53,6 +56,7 @@ class Gates:
     """
 
     action: Literal["stop", "warn", "off"]
+    learnt: float
     kept: float
     independent: float
     mirror: float
@@ -60,22 +64,25 @@ class Gates:
     spared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("kept", "independent", "mirror"):
+        for name in ("learnt", "kept", "independent", "mirror"):
             value = getattr(self, name)
             sound = isinstance(value, int | float) and 0 <= value <= 1
             require(sound, f"gates.{name}", "a number from 0 to 1", value)
         require(isinstance(self.images, int) and self.images >= 1, "gates.images", "a whole number from 1", self.images)
         require(not isinstance(self.spared, str), "gates.spared", "a list such as [prune/0.9]", self.spared)
 
-    def findings(self, facts: DataFrame) -> DataFrame:
+    def findings(self, facts: DataFrame, surrogates: Mapping[str, float], guess: float) -> DataFrame:
         """Return a row for each thing that is to hold: suspect, gate (see GATES), value, limit, holds.
 
         facts: a row a suspect, the source among them: suspect, pirated, mirror_of, accuracy, agreement (share of labels
-        that are the source's; missing where unknown).
+        that are the source's; missing where unknown). surrogates: accuracies by name. guess: accuracy of who always
+        says the most frequent class.
         """
         import pandas as pd
 
-        every = (*self._kept(facts), *self._independent(facts), *self._pairs(facts))
+        learners = {SOURCE: _by_name(facts, "accuracy")[SOURCE], **surrogates}
+        learnt = ((name, "learnt", value, 1 - self.learnt * (1 - guess)) for name, value in learners.items())
+        every = (*learnt, *self._kept(facts), *self._independent(facts), *self._pairs(facts))
         rows = ((name, gate, round(value, 12), round(limit, 12)) for name, gate, value, limit in every)
         return pd.DataFrame([(*row, GATES[row[1]][0](*row[2:])) for row in rows], columns=list(COLUMNS))
 
@@ -150,6 +157,19 @@ def facts(bench: Bench) -> DataFrame:
     return pd.DataFrame([row(*suspect) for suspect in [(SOURCE, True, None), *selected]])
 
 
+def surrogates(bench: Bench) -> dict[str, float]:
+    """Return the accuracies of the surrogates that the method learns from, by name; a copy of a suspect is none."""
+    spec, suspects = bench.fingerprint_spec, {model.key for model in bench.models.values()}
+    own = [model for model in (*spec.positives, *spec.negatives) if model.key not in suspects]
+    return {model.name: bench.store.facts(model)[bench.data.task.quality_name] for model in own}
+
+
+def guess(bench: Bench) -> float:
+    """Return the accuracy on the test split of who always says its most frequent class."""
+    labels = bench.data.test.y
+    return float(labels.bincount().max()) / len(labels)
+
+
 def judge(bench: Bench, folder: Path) -> None:
     """Write gates.csv into `folder`, all findings on a built zoo, and do with a zoo that breaks a gate what is asked.
 
@@ -159,7 +179,7 @@ def judge(bench: Bench, folder: Path) -> None:
     gates = chosen(bench)
     if gates is None:
         return
-    findings = gates.findings(facts(bench))
+    findings = gates.findings(facts(bench), surrogates(bench), guess(bench))
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
         findings.to_csv(folder / "gates.csv", index=False)
