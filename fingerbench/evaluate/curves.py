@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fingerbench.evaluate import metrics
+from fingerbench.evaluate import metrics, tables
 from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def caption_of(frame: DataFrame) -> str:
     """Return the line below the figures of one run: data set and source, profile, seed, evasion, models, queries."""
     pirated = frame["pirated"].astype(bool)
     first = frame.iloc[0]
-    models = f"{pirated.sum()} positives, {(~pirated).sum()} negatives"
+    models = tables.suspects(int(pirated.sum()), int((~pirated).sum()))
     setting = f"{first['source']}, profile {first['profile']}, seed {first['seed']}"
     setting += "" if first["evasion"] == "none" else f", evasion {first['evasion']}"
     return f"{setting}; {models}; {first['queries']} queries"

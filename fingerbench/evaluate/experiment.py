@@ -371,7 +371,7 @@ def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True)
     text = (
         f"{bench.settings.data.name}/{bench.settings.zoo.source}, profile {bench.settings.profile}, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{under}; "
-        f"{sum(pirated)} positives, {len(pirated) - sum(pirated)} negatives{count}."
+        f"{tables.suspects(sum(pirated), len(pirated) - sum(pirated))}{count}."
     )
     return f"{text} {incomparable(bench)}".strip() if paper else text
 

@@ -344,7 +344,7 @@ def _caption(runs: Sequence[Run]) -> str:
     positive, negative = metrics.sides(runs[0].scores)
     seeds = sorted({run.row["seed"] for run in runs})
     which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    models = f"{len(positive)} positives, {len(negative)} negatives"
+    models = tables.suspects(len(positive), len(negative))
     return f"{first['source']}, profile {first['profile']}, {which}; {models}"
 
 

@@ -90,6 +90,11 @@ def totals_table(summary: Mapping[str, Any]) -> DataFrame:
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
 
 
+def suspects(positives: int, negatives: int) -> str:
+    """Return how many suspects of either kind there are, such as "1 positive, 91 negatives"."""
+    return f"{positives} positive{'s' * (positives != 1)}, {negatives} negative{'s' * (negatives != 1)}"
+
+
 def results(summary: Mapping[str, Any], title: str) -> Group:
     """Return the families and below them the totals of `metrics.summary`, for `rich.console.Console.print`."""
     from rich.console import Group
@@ -98,7 +103,7 @@ def results(summary: Mapping[str, Any], title: str) -> Group:
     totals = totals_table(summary)
     *intervals, thresholds = totals[["low", "high"]].to_numpy(float).tolist()
     totals["interval"] = [*(spread(low, high) for low, high in intervals), spread(thresholds[0], thresholds[1], "(]")]
-    models = f"{n['positives']} positives, {n['negatives']} negatives"
+    models = suspects(n["positives"], n["negatives"])
     return Group(
         terminal(family_table(summary), title, NOTE),
         terminal(totals[["metric", "value", "interval"]], models, TOTALS_NOTE),

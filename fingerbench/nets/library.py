@@ -115,7 +115,7 @@ def _refuse(model: nn.Module, name: str, classes: int, shape: Shape, works: bool
     last.weight.zero_()
     outputs = model(torch.rand(2, *shape))
     sole = works and last.weight.shape[0] == classes and torch.allclose(outputs[0], outputs[1])
-    require(sole, name, f"one last layer that makes the {classes} outputs", "several, or another form")
+    require(sole, name, f"one last layer that makes the {classes} outputs", "a network with several, or none")
     places = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]
     apart = len(set(places)) == len(places)  # else the store would keep a shared tensor twice, and tuning part the two
     require(apart, name, "layers that share no weights", "some that do")
