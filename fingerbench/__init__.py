@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fingerbench.bench import Bench, open
+    from fingerbench.evaluate.case import case
     from fingerbench.fingerprints import read_fingerprint
     from fingerbench.nets import network
 
 __version__ = "0.1.0"
-__all__ = ["Bench", "network", "open", "read_fingerprint"]
+__all__ = ["Bench", "case", "network", "open", "read_fingerprint"]
 
 _HOMES = {
     "Bench": "fingerbench.bench",
     "open": "fingerbench.bench",
+    "case": "fingerbench.evaluate.case",
     "network": "fingerbench.nets",
     "read_fingerprint": "fingerbench.fingerprints",
 }

@@ -1,4 +1,4 @@
-"""Everything but running: list, show, verify, status, report, gc, du, export, import, check."""
+"""Everything but running: list, show, verify, status, report, queries, verdict, gc, du, export, import, check."""
 
 from __future__ import annotations
 
@@ -79,8 +79,24 @@ def _parser() -> argparse.ArgumentParser:
     reporter.add_argument("--html", type=Path, metavar="FILE", help="of experiments: one page, instead of --out")
     reporter.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     reporter.set_defaults(command=_report)
+    _add_case(commands)
     _add_housekeeping(commands, overrides)
     return parser
+
+
+def _add_case(commands: Any) -> None:
+    asker = commands.add_parser("queries", help="the queries of a run as images, to ask a suspect of your own")
+    asker.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    asker.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra.searchpath=..., for a method of yours")
+    asker.add_argument("--out", type=Path, default=Path("queries"), help="folder to write (default: queries)")
+    asker.set_defaults(command=_queries)
+
+    judge = commands.add_parser("verdict", help="what the answers of a suspect of your own to those queries are worth")
+    judge.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    judge.add_argument("answers", type=Path, metavar="ANSWERS", help="answers.csv of `queries`, filled in")
+    judge.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra.searchpath=..., for a method of yours")
+    judge.add_argument("--json", action="store_true", help="as JSON")
+    judge.set_defaults(command=_verdict)
 
 
 def _add_housekeeping(commands: Any, overrides: dict[str, Any]) -> None:
@@ -227,6 +243,23 @@ def _report_experiments(parsed: argparse.Namespace) -> None:
             experiment.show(page)
     missing = [f"not drawn: {page.name}, {len(page.missing)} of {page.cells} cells are missing" for page in undrawn]
     _out("\n".join([*missing, f"tables and figures: {parsed.html or parsed.out}"]))
+
+
+def _queries(parsed: argparse.Namespace) -> None:
+    from fingerbench.evaluate.case import ANSWERS, case, write
+
+    found = case(parsed.run, *parsed.overrides)
+    write(found, parsed.out)
+    _out(f"{len(found.queries)} queries and {ANSWERS}, to be filled in: {parsed.out}")
+
+
+def _verdict(parsed: argparse.Namespace) -> None:
+    from fingerbench.evaluate.case import case, read_answers
+
+    found = case(parsed.run, *parsed.overrides)
+    verdict = found.verdict(read_answers(found, parsed.answers))
+    numbers = {"p": verdict.p, "as_high": verdict.as_high, "lower": verdict.lower}
+    _out(json.dumps(asdict(verdict) | numbers, indent=1) if parsed.json else str(verdict))
 
 
 def _gc(parsed: argparse.Namespace) -> None:

@@ -243,6 +243,32 @@ def stored_artefact(place, draw):
             (folder / name).write_bytes(content)
 
 
+@settings(derandomize=True, max_examples=30, **SHARED)  # each composes a configuration
+@given(data=st.data())
+def test_a_case_of_a_hostile_run_is_refused_or_sound(place, data):
+    folder = place / "case"
+    folder.mkdir(exist_ok=True)
+    for name in ("scores.csv", "metrics.json", "manifest.json"):
+        shutil.copy(place / "run" / name, folder)
+    labels = torch.arange(100) % 3
+    write_fingerprint(
+        Fingerprint(torch.full((100, 3, 8, 8), 0.5), {"labels": labels}), folder / "fingerprint.safetensors"
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    sound = {"name": "ipguard", "_target_": "os.abort", "steps": 3, "margin": 5.0, "lr": 0.1}
+    manifest |= {
+        "config": {"method": data.draw(st.just(sound) | altered(sound))},
+        "outputs": data.draw(st.just(3) | VALUES),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    case = documented(lambda: fb.case(folder), UserError, naming=folder)
+    if case is not None:
+        assert type(case.method).__name__ == "IPGuard"
+        verdict = documented(lambda: case.verdict(labels), UserError, naming="answers")  # 1 or 2 classes are too few
+        assert verdict.score == 1 if verdict else case.outputs < 3
+    assert case is not None or manifest["config"]["method"] != sound or manifest["outputs"] != 3
+
+
 def signed(record) -> bytes:
     """Return a record with the checksum that belongs to it, as a stranger would write it."""
     if isinstance(record, dict):

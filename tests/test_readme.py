@@ -40,7 +40,8 @@ def test_the_python_example(built, tmp_path):
     (block,) = re.findall(r"```python\n(import fingerbench as fb\n.*?)```", README, re.DOTALL)
     shutil.copytree(built[0], tmp_path / "store")
     overrides = [*TINY, f"store={tmp_path / 'store'}", "attack=[source,prune]"]
-    finish(start(["-c", block.replace('"data=digits"', ", ".join(map(repr, overrides)))]))
+    block = block.replace('"data=digits"', ", ".join(map(repr, overrides))).replace("runs/TIME", str(built[1]))
+    finish(start(["-c", f"my_api = lambda image: 0\n{block}\nassert 0 <= verdict.score <= 1 and verdict.p > 0"]))
 
 
 def test_the_commands_for_ones_own_networks_and_images_compose():

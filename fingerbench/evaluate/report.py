@@ -142,7 +142,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
 def load(folder: Path) -> Run:
     """Read scores.csv, metrics.json and manifest.json of one run; UserError if one is missing, damaged or at odds."""
     scores = read_scores(folder / "scores.csv")
-    results, manifest = _read_json(folder / "metrics.json"), _read_json(folder / "manifest.json")
+    results, manifest = read_json(folder / "metrics.json"), read_json(folder / "manifest.json")
     remedy = "make the report with that version, or leave the folder out"
     try:
         schema = results.get("schema", metrics.SCHEMA)
@@ -348,7 +348,8 @@ def _caption(runs: Sequence[Run]) -> str:
     return f"{first['source']}, profile {first['profile']}, {which}; {models}"
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run; UserError: missing or damaged."""
     try:
         return parse_json(content(path))
     except OSError as error:

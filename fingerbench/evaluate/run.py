@@ -185,6 +185,7 @@ def describe(bench: Bench, **measured: Any) -> dict[str, Any]:
         config=OmegaConf.to_container(bench.settings, resolve=True),
         seeds={"method": bench.settings.seed, "zoo": bench.settings.zoo.seed},
         data_sha256=spec.data,
+        outputs=spec.classes,
         **measured,
         store={
             "root": bench.settings.store,

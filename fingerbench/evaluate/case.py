@@ -1,0 +1,228 @@
+"""A case against one suspect outside the zoo: the queries of a run, the answers given to them, what those are worth."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from fingerbench import config, files
+from fingerbench.api import Fingerprinter
+from fingerbench.errors import UserError, one_line, require, writing
+from fingerbench.evaluate import report
+from fingerbench.fingerprints import read_fingerprint
+from fingerbench.ops import eight_bit
+from fingerbench.records import Fingerprint
+from fingerbench.untrusted import content
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ANSWERS = "answers.csv"
+LABEL = "label"  # its column of a method with access to labels; one with access to outputs has columns 0, 1, ...
+SMALLEST = 8  # pixels; what is smaller is no image, such as the features of a regression
+PROBABILITY = 1e-3  # how far an API's rounding may take one out of [0, 1]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the answers of a suspect are worth, beside those of the run's own suspects to the same 8-bit queries."""
+
+    method: str
+    queries: int
+    score: float
+    independent: tuple[float, ...]  # scores of the independent suspects
+    stolen: tuple[float, ...]  # of the stolen ones
+
+    @property
+    def as_high(self) -> int:
+        """How many independent suspects score as high."""
+        return sum(score >= self.score for score in self.independent)
+
+    @property
+    def lower(self) -> int:
+        """How many stolen suspects score lower."""
+        return sum(score < self.score for score in self.stolen)
+
+    @property
+    def p(self) -> float:
+        """How likely, at most, an independent model scores as high, if it is one more like those of the run.
+
+        (1 + those as high) / (1 + all): a permutation p-value, which is never 0 (Phipson and Smyth 2010).
+        """
+        return (1 + self.as_high) / (1 + len(self.independent))
+
+    def __str__(self) -> str:
+        most = f"; the highest {max(self.independent):.3f}" if self.independent else ""
+        return (
+            f"{self.method}: score {self.score:.3f} on {self.queries} queries\n"
+            f"{self.as_high} of {len(self.independent)} independent suspects score as high{most}\n"
+            f"{self.lower} of {len(self.stolen)} stolen ones score lower\n"
+            f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like those of the run"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """The queries of a finished run, and its suspects' scores to compare with."""
+
+    method: Fingerprinter
+    fingerprint: Fingerprint
+    scores: DataFrame  # of the run, as `report.read_scores` gives them
+    outputs: int | None  # of a model: classes; None in a run of before manifests had them
+
+    @property
+    def queries(self) -> Tensor:
+        """What to ask: float32 (n, c, h, w), multiples of 1/255 in [0, 1], as images of 8 bits a value hold them."""
+        return eight_bit(self.fingerprint.queries)
+
+    def verdict(self, answers: Any) -> Verdict:
+        """Return what the answers to `queries`, in their order, are worth.
+
+        answers: whatever PyTorch makes a tensor of; labels (n,), whole numbers from 0, or what the API says (n,
+        outputs), probabilities or the values of a regression, by the access of the method.
+
+        Raises:
+            UserError: they are not such answers.
+        """
+        responses = self._responses(torch.as_tensor(answers))
+        sides = self.scores.groupby("pirated")["score_8bit"].agg(tuple).to_dict()
+        try:
+            score = round(self.method.similarity(self.fingerprint, responses), 12)  # as the run's own
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:  # a state that is not this method's
+            raise UserError(f"the fingerprint is none of this method ({one_line(error)}); run it again") from error
+        label = str(self.scores["method"].iloc[0])
+        return Verdict(label, len(self.fingerprint), score, sides.get(False, ()), sides.get(True, ()))
+
+    def _responses(self, answers: Tensor) -> Tensor:
+        n, labelled = len(self.fingerprint), self.method.access == "label"
+        shape = (n,) if labelled else (n, self.outputs or (answers.shape[1] if answers.ndim == 2 else 1))
+        require(answers.shape == shape, "answers", f"the shape {shape}, one a query", tuple(answers.shape))
+        numbers = answers.double()
+        require(bool(numbers.isfinite().all()), "answers", "finite numbers", "others")
+        if not labelled:
+            likely = "labels" not in self.fingerprint.state or bool((numbers - 0.5).abs().max() <= 0.5 + PROBABILITY)
+            require(likely, "answers", "probabilities, from 0 to 1", f"{numbers.min():g} to {numbers.max():g}")
+            return answers.float()
+        most = self.outputs or torch.inf
+        sound = bool((numbers == numbers.round()).all()) and bool((numbers >= 0).all() and (numbers < most).all())
+        require(sound, "answers", f"labels, whole numbers from 0 to below {most}", answers.tolist()[:5])
+        return answers.long()
+
+
+def case(run: Path | str, *words: str) -> Case:
+    """Return the case that a finished run can make against anyone, from the files in its folder alone.
+
+    words: overrides that find a method outside this repository, such as "hydra.searchpath=[...]". Nothing that the
+    files name is called: the method is the one of that name here, with the numbers that the manifest has.
+
+    Raises:
+        UserError: no run, a damaged one, or one without queries.
+    """
+    folder = Path(run)
+    found = report.load(folder)
+    fingerprint = read_fingerprint(folder / "fingerprint.safetensors")
+    asked = int(found.scores["queries"].iloc[0])
+    require(len(fingerprint) == asked, f"{folder}: fingerprint.safetensors", f"{asked} queries", len(fingerprint))
+    require(asked > 0, str(folder), "a run whose method found queries", fingerprint.note)
+    path = folder / "manifest.json"
+    manifest = report.read_json(path)
+    try:
+        settings, outputs = dict(manifest["config"]["method"]), manifest.get("outputs")
+        name = str(settings["name"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: does not say which method it ran ({one_line(error)}); run it again") from error
+    require(outputs is None or (isinstance(outputs, int) and outputs > 0), str(path), "outputs from 1", outputs)
+    try:
+        method = _method(name, settings, words)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Case(method, fingerprint, found.scores, outputs)
+
+
+def _method(name: str, settings: Mapping[str, Any], words: Sequence[str]) -> Fingerprinter:
+    require(re.fullmatch(r"[\w-]+", name) is not None, "method", "the name of a file in conf/method", name)
+    node = config.compose([*words, f"method={name}"]).method
+    for key, value in settings.items():
+        if key in node and not key.startswith("_"):
+            node[key] = _plain(key, value)
+    return cast(Fingerprinter, config.build(node))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Return a setting that is a number, a text or a list of such; in YAML anything else could call what it names."""
+    for item in value if isinstance(value, list) else [value]:
+        sound = item is None or isinstance(item, bool | int | float) or (isinstance(item, str) and "${" not in item)
+        require(sound, key, "numbers and texts", item)
+    return value
+
+
+def write(case: Case, folder: Path) -> None:
+    """Write the queries into `folder`, new or empty, as PNG images, and beside them ANSWERS, to be filled in.
+
+    Raises:
+        UserError: they are no images, or the folder has something in it.
+    """
+    import pandas as pd
+    from PIL import Image
+
+    _, c, h, w = case.queries.shape
+    require(c in (1, 3) and min(h, w) >= SMALLEST, "queries", "images; from Python, fb.case(RUN).queries", (c, h, w))
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(empty, "--out", "the name of a folder that is empty or not there", str(folder))
+    pixels = (case.queries * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    names = _names(case)
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, image in zip(names, pixels, strict=True):
+            file = io.BytesIO()
+            Image.fromarray(image.squeeze(2) if c == 1 else image).save(file, "PNG")
+            files.write(folder / name, file.getvalue())
+        frame = pd.DataFrame({"query": names} | dict.fromkeys(_columns(case), ""))
+        files.write(folder / ANSWERS, frame.to_csv(index=False).encode())
+
+
+def _columns(case: Case) -> list[str]:
+    return [LABEL] if case.method.access == "label" else [str(i) for i in range(case.outputs or 0)]
+
+
+def _names(case: Case) -> list[str]:
+    digits = len(str(len(case.fingerprint) - 1))
+    return [f"{i:0{digits}}.png" for i in range(len(case.fingerprint))]
+
+
+def read_answers(case: Case, path: Path) -> Tensor:
+    """Read an ANSWERS that was filled in: a row a query, in any order, the columns after the first as `write` has them.
+
+    Raises:
+        UserError: it is no such table, or an answer is missing.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(io.BytesIO(content(path)), dtype=str, keep_default_na=False)
+        names = frame.columns[0]
+        frame = frame.set_index(frame[names].str.strip()).drop(columns=names)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the {ANSWERS} of `queries`, filled in") from error
+    except (ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"{path}: no table ({one_line(error)}); give the {ANSWERS} of `queries`, filled in") from error
+    expected = _names(case)
+    missing = [name for name in expected if name not in frame.index]
+    whole = not missing and len(frame) == len(expected)
+    got = f"{len(frame)} rows, without {len(missing)} of them"
+    require(whole, str(path), f"a row for each of {len(expected)} queries", got)
+    columns = _columns(case) or list(frame.columns)
+    require(set(columns) <= set(frame.columns), str(path), f"columns {', '.join(columns)}", ", ".join(frame.columns))
+    try:
+        values = frame.loc[expected, columns].astype(float).to_numpy()
+    except ValueError as error:
+        raise UserError(f"{path}: expected a number in every row ({one_line(error)}); fill in what is empty") from error
+    answers = torch.tensor(values)
+    return answers[:, 0] if case.method.access == "label" else answers

@@ -1,0 +1,169 @@
+"""A case against a suspect of one's own: the answers of a model get the score that it has as a suspect of the run."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+import fingerbench as fb
+from fingerbench import config
+from fingerbench.__main__ import main
+from fingerbench.errors import UserError
+from fingerbench.evaluate.case import Case, Verdict
+from fingerbench.fingerprints import write_fingerprint
+from fingerbench.ops import predict
+from fingerbench.records import Fingerprint
+
+
+@pytest.fixture(scope="module")
+def suspects(built):
+    bench = fb.open(*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]")
+    return {name: bench.model(name) for name in bench.models}
+
+
+def test_every_suspect_of_a_run_gets_its_score(built, suspects):
+    case = fb.case(built[1])
+    assert torch.equal(case.queries * 255, (case.queries * 255).round()) and len(case.queries) == 20
+    expected = pd.read_csv(built[1] / "scores.csv").set_index("suspect")
+    verdicts = {name: case.verdict(predict(model, case.queries).argmax(1)) for name, model in suspects.items()}
+    assert {name: verdict.score for name, verdict in verdicts.items()} == expected["score_8bit"].to_dict()
+    negatives = expected["score_8bit"][~expected["pirated"]]
+    source, mirror = verdicts["source"], verdicts["mirror/source"]
+    assert source.score == 1 and sorted(source.independent) == sorted(negatives) and len(source.stolen) == 7
+    assert mirror.as_high == (negatives >= mirror.score).sum() and mirror.p == (1 + mirror.as_high) / 8
+
+
+def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, capsys):
+    folder, answers = tmp_path / "queries", tmp_path / "queries" / "answers.csv"
+    assert main(["queries", str(built[1]), "--out", str(folder)]) == 0
+    table = pd.read_csv(answers)
+    assert list(table["query"]) == [f"{i:02}.png" for i in range(20)] and table["label"].isna().all()
+    images = [torch.from_numpy(np.array(Image.open(folder / name))) for name in table["query"]]
+    seen = torch.stack(images).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(seen, fb.case(built[1]).queries, rtol=0, atol=1e-7)
+    table["label"] = predict(suspects["distill/resnet18"], seen).argmax(1).tolist()
+    table.sample(frac=1, random_state=0).to_csv(answers, index=False)
+    capsys.readouterr()
+    assert main(["verdict", str(built[1]), str(answers), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    scores = pd.read_csv(built[1] / "scores.csv").set_index("suspect")
+    assert said["score"] == scores.score_8bit["distill/resnet18"] and said["queries"] == 20
+    assert main(["verdict", str(built[1]), str(answers)]) == 0
+    assert f"random: score {said['score']:.3f} on 20 queries" in capsys.readouterr().out
+    assert main(["queries", str(built[1]), "--out", str(folder)]) == 2  # what was filled in stays
+    assert pd.read_csv(answers)["label"].notna().all()
+
+
+def test_a_verdict_counts_those_that_score_as_high():
+    verdict = Verdict("ipguard", 100, 0.6, independent=(0.1, 0.6, 0.7, 0.2), stolen=(0.5, 0.6, 0.9))
+    assert (verdict.as_high, verdict.lower, verdict.p) == (2, 1, 0.6)
+    assert "2 of 4 independent suspects score as high; the highest 0.700" in str(verdict)
+    assert Verdict("ipguard", 100, 0.9, verdict.independent, verdict.stolen).p == 0.2  # never 0
+    assert Verdict("ipguard", 100, 0.9, (), ()).p == 1
+
+
+def outputs_case(outputs=3, **state):
+    method = config.build(config.compose(["method=metav"]).method)
+    random = torch.Generator().manual_seed(0)
+    shapes = {"hidden_weight": (4, 2 * outputs), "hidden_bias": (4,), "out_weight": (2, 4), "out_bias": (2,)}
+    verifier = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    scores = pd.DataFrame({"method": "metav", "pirated": [True, False], "score_8bit": [0.9, 0.2]})
+    return Case(method, Fingerprint(torch.rand(2, 3, 16, 16, generator=random), verifier | state), scores, outputs)
+
+
+def test_a_method_with_outputs_takes_probabilities():
+    case, answers = outputs_case(labels=torch.tensor([0, 1])), [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
+    expected = case.method.similarity(case.fingerprint, torch.tensor(answers))
+    assert case.verdict(answers).score == pytest.approx(expected) and 0 < expected < 1
+    with pytest.raises(UserError, match=r"answers: expected probabilities, from 0 to 1; got '-3 to 7'"):
+        case.verdict([[7, 2, 1], [-3, 1, 0.1]])
+    assert outputs_case(answers=torch.zeros(2, 3)).verdict([[7, 2, 1], [-3, 1, 0.1]]).stolen == (0.9,)  # a regression
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([1] * 19, r"answers: expected the shape \(20,\), one a query; got \(19,\)"),
+        ([[1] * 10] * 20, r"expected the shape \(20,\)"),
+        ([1.5] * 20, r"labels, whole numbers from 0 to below 10; got \[1.5"),
+        ([10] * 20, "to below 10"),
+        ([-1] * 20, "from 0"),
+        ([float("nan")] * 20, "answers: expected finite numbers"),
+    ],
+)
+def test_what_is_no_answer_is_said_in_one_line(built, answers, said):
+    with pytest.raises(UserError, match=said):
+        fb.case(built[1]).verdict(answers)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("query,label\n00.png,1\n", "expected a row for each of 20 queries; got '1 rows, without 19 of them'"),
+        ("{rows}00.png,1\n", "got '21 rows, without 0 of them'"),
+        ("{empty}", "expected a number in every row"),
+        ("{other}", "expected columns label; got 'answer'"),
+        ("", "no table (No columns to parse from file)"),
+    ],
+)
+def test_a_table_that_is_not_filled_in_is_refused(built, tmp_path, capsys, text, said):
+    rows = "".join(f"{i:02}.png,1\n" for i in range(20))
+    parts = {"rows": f"query,label\n{rows}", "other": f"query,answer\n{rows}", "empty": f"query,label\n{rows[:-2]}\n"}
+    (tmp_path / "answers.csv").write_text(text.format(**parts))
+    assert main(["verdict", str(built[1]), str(tmp_path / "answers.csv")]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["verdict", str(built[1]), str(tmp_path / "none.csv")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_a_run_names_no_code(built, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(built[1], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["method"] |= {"_target_": "os.system", "command": "false"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert type(fb.case(folder).method).__name__ == "RandomImages"
+    for name, said in (("../evasion/jpeg", "expected the name of a file in conf/method"), ("nobody", "nobody")):
+        manifest["config"]["method"]["name"] = name
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=said):
+            fb.case(folder)
+    for setting in ({"_target_": "os.system", "command": "false"}, "${oc.env:HOME}", [{"_target_": "os.abort"}], "x"):
+        manifest["config"]["method"] = {"name": "metav", "init": setting}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(
+            UserError, match=r"manifest\.json: (init: expected numbers and texts|unknown MetaV\.init 'x')"
+        ):
+            fb.case(folder)
+    del manifest["config"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: does not say which method it ran"):
+        fb.case(folder)
+
+
+def test_the_settings_of_the_run_are_those_of_the_method(built, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(built[1], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["method"] = {"name": "metav", "_target_": "x", "features": "logits", "unheard": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    case, shipped = fb.case(folder), config.build(config.compose(["method=metav"]).method)
+    assert shipped.features != "logits" and case.method == replace(shipped, features="logits")
+    with pytest.raises(UserError, match=r"the fingerprint is none of this method \(no 'hidden_weight'\)"):
+        case.verdict(torch.full((20, 10), 0.1))
+
+
+def test_a_fingerprint_of_another_run_is_refused(built, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(built[1], folder)
+    write_fingerprint(Fingerprint(torch.rand(3, 3, 16, 16), {}), folder / "fingerprint.safetensors")
+    with pytest.raises(UserError, match=r"fingerprint\.safetensors: expected 20 queries; got 3"):
+        fb.case(folder)
+    with pytest.raises(UserError, match="No such file"):
+        fb.case(tmp_path / "none")
