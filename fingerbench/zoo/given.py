@@ -16,7 +16,8 @@ from fingerbench.errors import UserError, one_line, require
 from fingerbench.untrusted import content, parse_tensors
 from fingerbench.zoo.train import Scene
 
-NAMED = 3  # tensors that do not fit, in an error
+NAMED, LONGEST = 3, 80  # tensors that an error names, and characters of each
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what networks may have; the others fit none
 WRITE = "safetensors.torch.save_file(model.state_dict(), FILE) writes one; pickles, such as .pt, are never read"
 
 
@@ -72,19 +73,10 @@ def read(path: Path) -> dict[str, Tensor]:
     except ValueError as error:
         raise UserError(f"{_named(path)}: {one_line(error)}; {WRITE}") from None
     require(bool(tensors), _named(path), "the weights of a network", "no tensor")
-    endless = (name for name, value in tensors.items() if value.is_floating_point() and not _finite(value))
-    _refuse(path, "values that are not finite in", endless)
+    endless = _some(name for name, value in tensors.items() if value.dtype in FLOATS and not value.isfinite().all())
+    if endless:
+        raise UserError(f"{_named(path)}: expected finite values; got others in {endless}; give weights that are sound")
     return tensors
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(value.float().isfinite().all())  # the 8-bit types know no isfinite
-
-
-def _refuse(path: Path, what: str, names: Iterator[str]) -> None:
-    found = _some(names)
-    if found:
-        raise UserError(f"{_named(path)} has {what} {found}; save a state that is sound")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -117,9 +109,14 @@ def _form(tensor: Tensor) -> str:
 
 
 def _some(names: Iterator[str]) -> str:
-    """Return the first names, and how many more there are."""
-    first, more = list(islice(names, NAMED)), sum(1 for _ in names)
+    """Return the first names, which may be a stranger's, and how many more there are."""
+    first, more = [_plain(name) for name in islice(names, NAMED)], sum(1 for _ in names)
     return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _plain(name: str) -> str:
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _named(path: Path) -> str:
