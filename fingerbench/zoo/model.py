@@ -21,7 +21,7 @@ from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.task import Task
 from fingerbench.workshop import CAUTION, Workshop, persevere, pick_bfloat16, revive
-from fingerbench.zoo.given import misfit
+from fingerbench.zoo.given import Given, misfit
 from fingerbench.zoo.train import Scene, Workbench
 
 
@@ -129,7 +129,8 @@ class ModelSpec(Spec):
 
     def _trained(self, workshop: Workshop, victim: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
         """Return the model and how it was trained."""
-        autocast = pick_bfloat16(self.precision, workshop.device, self.architecture)
+        trains = not isinstance(self.attack, Given)
+        autocast = trains and pick_bfloat16(self.precision, workshop.device, self.architecture)
         (model, losses), retried = persevere(
             self.name,
             lambda: self._attempt(workshop, victim, autocast),
