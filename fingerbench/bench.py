@@ -33,13 +33,14 @@ from fingerbench.evaluate.evasions import Evasion
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans.spec import GanSpec
-from fingerbench.nets import in_library, network
+from fingerbench.nets import foreign, network
 from fingerbench.pool import Pool
 from fingerbench.records import Dataset, Fingerprint, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.store import Spec, Store
 from fingerbench.store import family as with_needs
 from fingerbench.workshop import Workshop, pick_bfloat16, pick_device, pick_jobs
+from fingerbench.zoo.given import Given
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.surrogates import Specs, Surrogates, refuse_overlap
 from fingerbench.zoo.table import Zoo, suspects
@@ -102,7 +103,15 @@ class Bench:
             precision=self.settings.precision,
             seed=self._number("zoo.seed", 0),
             scratch=config.build(self.settings.zoo.scratch),
+            given=self._given(),
         )
+
+    def _given(self) -> Given | None:
+        path = OmegaConf.select(self.settings, "zoo.weights")
+        if path is None:
+            return None
+        require(isinstance(path, str), "zoo.weights", "a safetensors file, or null", path)
+        return Given.of(path)
 
     @cached_property
     def models(self) -> dict[str, ModelSpec]:
@@ -229,7 +238,7 @@ class Bench:
         switch = self.settings.deterministic
         require(isinstance(switch, bool), "deterministic", "true or false", switch)
         wanted = self._from_shard(list(wanted))
-        self._fit_libraries(wanted)
+        self._fit_foreign(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)
         if any(not self.store.has(spec) for spec in wanted):
             self.store.remember(self.settings.data.name, cast(dict[str, Any], container)["data"], self.zoo.data)
@@ -249,15 +258,21 @@ class Bench:
         found = [spec for spec in wanted if spec.key not in lacking]
         return [*missing[first:], *missing[:first], *found] if first else wanted
 
-    def _fit_libraries(self, wanted: Sequence[Spec]) -> None:
-        """Refuse networks of libraries that cannot take these images; say what zoo.width does not do."""
+    def _fit_foreign(self, wanted: Sequence[Spec]) -> None:
+        """Refuse networks, not ours, that cannot take these images, and weights that do not fit theirs.
+
+        Say what zoo.width does not do.
+        """
         missing = (spec for spec in with_needs(wanted).values() if not self.store.has(spec))
-        models = [spec for spec in missing if isinstance(spec, ModelSpec) and in_library(spec.architecture)]
-        names = sorted({spec.architecture for spec in models})
+        models = [spec for spec in missing if isinstance(spec, ModelSpec)]
+        names = sorted({spec.architecture for spec in models if foreign(spec.architecture)})
         for name in names:
             network(name, self.data.task.outputs, shape=self.data.shape)
         if names and self.zoo.width != 1:
             log.info("built as published, whatever zoo.width is: %s", ", ".join(names))
+        for spec in models:
+            if isinstance(spec.attack, Given):
+                spec.attack.fitted(spec.network(self.data.shape), spec.architecture)
 
     @property
     def jobs(self) -> int:

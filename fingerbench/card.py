@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fingerbench.config import LOCAL
 from fingerbench.gans.spec import GanSpec
 from fingerbench.manifest import versions
-from fingerbench.store import Spec
+from fingerbench.nets.own import PREFIX
+from fingerbench.store import PAYLOAD, Spec
 from fingerbench.zoo.model import ModelSpec
+from fingerbench.zoo.train import Scratch
 
 if TYPE_CHECKING:
     from fingerbench.bench import Bench
@@ -25,7 +27,8 @@ some are attacked on purpose.
 
 LEGEND = """\
 An attack turns the parent into the model; all hyperparameters and seeds stand in `model/KEY/record.json`. Half: of the
-data on which the model, or its ancestor, was trained. Quality and agreement with the parent are on the test split."""
+data on which the model, or its ancestor, was trained; of one that is Given, which its owner brought, nobody checks it.
+Quality and agreement with the parent are on the test split."""
 
 
 def licence(bench: Bench) -> str:
@@ -34,9 +37,13 @@ def licence(bench: Bench) -> str:
 
 
 def words(bench: Bench) -> list[str]:
-    """Return the overrides that make the configuration, without those that are the exporter's alone."""
+    """Return the overrides that make the configuration, without those that are the exporter's alone.
+
+    Where the source was given, its file is FILE: without that word they would make another zoo.
+    """
     keys = ((word, word.lstrip("+").partition("=")[0]) for word in bench.overrides)
-    return [word for word, key in keys if key not in LOCAL and not key.startswith("hydra")]
+    kept = [word for word, key in keys if key not in LOCAL and not key.startswith("hydra")]
+    return [*kept, *(["zoo.weights=FILE"] if bench.zoo.given else [])]
 
 
 def text(bench: Bench, specs: Sequence[Spec], model: str | None = None) -> str:
@@ -51,7 +58,8 @@ def text(bench: Bench, specs: Sequence[Spec], model: str | None = None) -> str:
         f"Made by fingerbench {versions()['fingerbench']}, profile `{bench.settings.profile}`.",
         f"## Use\n\n{PURPOSE}\n```sh\npython -m fingerbench import FOLDER store=DIR\n```\n\n```python\n"
         f"import fingerbench as fb\n\nbench = fb.open({', '.join(map(repr, [*words(bench), 'store=DIR']))})\n"
-        f'model = bench.model("{model or "source"}")  # [0, 1] images {data.shape} to {data.task.outputs} outputs\n```',
+        f'model = bench.model("{model or "source"}")  # [0, 1] images {data.shape} to {data.task.outputs} outputs\n```'
+        + _wanting(bench, specs),
         f"## Data\n\n`{bench.settings.data.name}`: {licence(bench)}. Trained on {halves}; images have the shape "
         f"{data.shape}. sha256 of the splits: `{bench.zoo.data}`.",
         f"## Models\n\n{_table(bench, models)}\n\n{LEGEND}",
@@ -63,13 +71,28 @@ def text(bench: Bench, specs: Sequence[Spec], model: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _wanting(bench: Bench, specs: Sequence[Spec]) -> str:
+    """Return what these words need beside the artefacts: weights of a source that was given, modules of networks."""
+    source, needs = bench.zoo.original(), []
+    if bench.zoo.given:
+        place = (
+            f"`{source.kind}/{source.key}/{PAYLOAD}` here" if source in specs else "which the owner of the source has"
+        )
+        needs.append(f"FILE: the weights of the source, {place}.")
+    names = {spec.architecture for spec in specs if isinstance(spec, ModelSpec)}
+    own = sorted(name for name in names if name.startswith(PREFIX))
+    if own:
+        needs.append(f"Code that is not here, of whoever made this: {', '.join(f'`{name}`' for name in own)}.")
+    return "".join(f"\n\n{line}" for line in needs)
+
+
 def _table(bench: Bench, models: Sequence[ModelSpec]) -> str:
     quality = bench.data.task.quality_name
     lines = ["| " + " | ".join([*COLUMNS, quality, "agreement", "key"]) + " |", "| :--- " * (len(COLUMNS) + 3) + "|"]
     for spec in models:
         facts = bench.store.facts(spec)
         parent = spec.parent.name if spec.parent else "-"
-        attack = type(spec.attack).__name__ if spec.parent else "trained from scratch"
+        attack = "trained from scratch" if isinstance(spec.attack, Scratch) else type(spec.attack).__name__
         variant = spec.variant if spec.parent else "-"
         cells = [f"`{spec.name}`", spec.architecture, f"{spec.width:g}", spec.half, attack, variant, parent]
         cells += [_number(facts[quality]), _number(facts["agreement"]), spec.key[:16]]

@@ -29,7 +29,7 @@ RESERVED = ("name", "licence", "constants")
 # Keys that say which job makes things, and in which order; and those that say where they are and on what machine, too.
 # Neither is part of what is made.
 WHERE = ("launcher", "shard")
-LOCAL = (*WHERE, "store", "locks", "data.root", "data.transfer_root", "jobs", "device")
+LOCAL = (*WHERE, "store", "locks", "data.root", "data.transfer_root", "zoo.weights", "jobs", "device")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

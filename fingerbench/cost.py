@@ -224,15 +224,16 @@ def effort(spec: Spec, sizes: Sizes) -> Effort:
 
 
 def forward_flop(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """Return the FLOP of one image of `shape` forward through a model on the meta device."""
+    """Return the FLOP of one image of `shape` forward through a model: on the meta device, unless it is elsewhere."""
+    device = next((p.device for p in model.parameters()), torch.device("meta"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(COUNTED, *shape, device="meta"))
+        model.eval()(torch.zeros(COUNTED, *shape, device=device))
     return counter.get_total_flops() / COUNTED
 
 
 @cache
 def _forward(network: Network) -> float:
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # a network of the user's is on the CPU all the same
         model = network.build()
     return forward_flop(model, network.shape)
 

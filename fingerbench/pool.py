@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fingerbench.cost import Effort
@@ -177,8 +178,9 @@ class Pool:
         # A library that spins at barriers for idle threads makes two busy processes many times slower than one.
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment |= CUBLAS if self.settings["deterministic"] else {}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        command = [sys.executable, "-m", "fingerbench.worker"]
+        # What this process imports they import from the same place: -P keeps -m from putting the current folder first.
+        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        command = [sys.executable, "-P", "-m", "fingerbench.worker"]
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
         )

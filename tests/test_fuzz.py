@@ -29,6 +29,7 @@ from fingerbench.gans.sagan import Sagan
 from fingerbench.records import Fingerprint, Images
 from fingerbench.store import PAYLOAD, RECORD, Store, _checksum
 from fingerbench.untrusted import parse_json, parse_tensors
+from fingerbench.zoo.given import Given
 
 SHARED = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 QUICK = settings(derandomize=True, max_examples=200, **SHARED)
@@ -186,6 +187,16 @@ def fingerprint_file(place, draw):
         assert isinstance(found.note, str) and all(isinstance(n, int) for n in found.yields.values())
 
 
+def weights_of_a_source(place, draw):
+    sound = safetensors.torch.save(torch.nn.Linear(3, 2).state_dict())
+    hostile = place / "hostile.safetensors"
+    hostile.write_bytes(draw(spoilt(sound) | repacked(sound)))
+    found = documented(lambda: Given.of(str(hostile)), UserError, naming=hostile)
+    if found is not None:
+        model = documented(lambda: found.fitted(torch.nn.Linear(3, 2), "linear"), UserError, naming=hostile)
+        assert model is None or all(bool(value.isfinite().all()) for value in model.state_dict().values())
+
+
 def results_of_a_run(place, draw):
     folder = place / "run"
     file = folder / draw(st.sampled_from(["scores.csv", "metrics.json", "manifest.json"]))
@@ -277,7 +288,9 @@ def signed(record) -> bytes:
     return json.dumps(record).encode()
 
 
-PROPERTIES = pytest.mark.parametrize("holds", [fingerprint_file, results_of_a_run, stored_artefact])
+PROPERTIES = pytest.mark.parametrize(
+    "holds", [fingerprint_file, weights_of_a_source, results_of_a_run, stored_artefact]
+)
 
 
 @PROPERTIES

@@ -28,7 +28,7 @@ def checkout(tmp_path):
 
 
 def test_a_new_method_and_a_new_attack_are_two_files_each(checkout):
-    assert len(FILES) == 4
+    assert len(FILES) == 5
     words = [*TINY, f"store={checkout / 'store'}", f"hydra.run.dir={checkout / 'run'}"]
     finish(start(["run.py"], *words, "method=static", "method.contrast=0.5", "attack=[source,binarise]", cwd=checkout))
     scores = pd.read_csv(checkout / "run" / "scores.csv").set_index("suspect")
@@ -47,10 +47,10 @@ def test_the_python_example(built, tmp_path):
 def test_the_commands_for_ones_own_networks_and_images_compose():
     section = README.split("## Bring your own networks and images\n")[1].split("\n## ")[0]
     lines = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("python run.py")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for _, _, *words in lines:
         config.check(words)
-    named = config.compose(lines[0][2:]).zoo.architectures
+    named = config.compose(lines[1][2:]).zoo.architectures
     assert named == ["timm:vit_tiny_patch16_224", "torchvision:resnet18", "resnet18"]
     for name in named:
         require_known(name)

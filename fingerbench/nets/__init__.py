@@ -1,7 +1,7 @@
 """The 15 architectures of FingerBench, as published for CIFAR and as narrow as one likes, and a few more.
 
 Perceptrons take rows of features; a detector tells abnormal queries from normal ones. Any image classifier of timm or
-torchvision is `timm:NAME` or `torchvision:NAME`, see `library`.
+torchvision is `timm:NAME` or `torchvision:NAME`, see `library`; one of yours is `python:MODULE.FUNCTION`, see `own`.
 
 One file a family; each is imported when first asked for, since some need torchvision, whose import takes a second.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench.errors import UserError, require, unknown
-from fingerbench.nets import library
+from fingerbench.nets import library, own
 from fingerbench.nets.blocks import final_layer
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "Normalise",
     "blank",
     "final_layer",
-    "in_library",
+    "foreign",
     "network",
     "require_known",
 ]
@@ -93,12 +93,13 @@ def network(
     """Return architecture `name`, freshly initialised: images (n, c, h, w) in [0, 1] -> outputs (n, classes).
 
     Args: name: one of NETWORKS, or `timm:NAME` or `torchvision:NAME`, with random weights too; how those are fitted to
-    small images stands in `fingerbench.nets.library`. classes: number of outputs, 1 for a regression of one value.
-    width multiplies the channels of every layer (1: the published network; of a library only that). mean, std: three
+    small images stands in `fingerbench.nets.library`; or `python:MODULE.FUNCTION`, what your function returns, see
+    `fingerbench.nets.own`. classes: number of outputs, 1 for a regression of one value.
+    width multiplies the channels of every layer (1: the published network; only that of one not ours). mean, std: three
     numbers each; both given: normalise inside. FingerBench's official zoo takes raw [0, 1], hence the default.
     shape: (c, h, w) of an image; perceptrons take any.
-    Images of 3 channels and at least 16x16 work; at 16x16 some maps shrink to 1x1, so batches in training need 2
-    images or more.
+    Images of 3 channels and at least 16x16 work, others with a function of yours that takes them; at 16x16 some maps
+    shrink to 1x1, so batches in training need 2 images or more.
     """
     require_known(name)
     if not width > 0:
@@ -113,34 +114,38 @@ def network(
 
 def require_known(name: str) -> None:
     """Raise a UserError, with the nearest names, unless `name` is an architecture."""
-    if in_library(name):
+    if name.startswith(own.PREFIX):
+        own.require_known(name)
+    elif foreign(name):
         library.require_known(name)
     elif name not in NETWORKS:
-        raise unknown("architecture", name, [*NETWORKS, *(f"{one}:NAME" for one in library.LIBRARIES)])
+        raise unknown("architecture", name, [*NETWORKS, *(f"{one}:NAME" for one in library.LIBRARIES), own.FORM])
 
 
-def in_library(name: str) -> bool:
-    """Tell whether an architecture is of timm or torchvision: built as published, whatever `zoo.width` is."""
-    return name.startswith(tuple(f"{one}:" for one in library.LIBRARIES))
+def foreign(name: str) -> bool:
+    """Tell whether an architecture is of a library or of the user: built as it is, whatever `zoo.width` is."""
+    return name.startswith((*(f"{one}:" for one in library.LIBRARIES), own.PREFIX))
 
 
 @contextmanager
 def blank(name: str) -> Iterator[None]:
     """Inside, build a network `name` for stored weights: on the meta device, if it is ours.
 
-    Constructors of libraries compute buffers that no state dict brings back, such as relative positions; their networks
+    Constructors of others compute buffers that no state dict brings back, such as relative positions; their networks
     are built in full, on the CPU, without a trace in the global random numbers.
     """
-    with torch.random.fork_rng(devices=[]) if in_library(name) else torch.device("meta"):
+    with torch.random.fork_rng(devices=[]) if foreign(name) else torch.device("meta"):
         yield
 
 
 def _plain(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
     if name in PERCEPTRONS:
         return _perceptron(name, shape, outputs, width)
-    if not in_library(name):
+    if not foreign(name):
         return _convnet(name, shape, outputs, width)
     require(width == 1, name, "width 1, as published", width)
+    if name.startswith(own.PREFIX):
+        return own.build(name, outputs, shape)
     _require_images(name, shape)
     return library.build(name, outputs, shape)
 

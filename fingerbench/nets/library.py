@@ -92,30 +92,39 @@ def _first_that_works(name: str, classes: int, shape: Shape) -> int:
         for number, fit in enumerate(_fits(name, classes, shape)):
             try:
                 model = fit()
-                works = all(_answers(model.train(mode), classes, shape) for mode in (True, False))
+                works = all(answers(model.train(mode), classes, shape) for mode in (True, False))
             except _UNFIT as error:
                 reason = f" ({shorten(str(error), 120) or type(error).__name__})"
                 continue
-            _refuse(model, name, classes, shape, works)
+            refuse(model, name, classes, shape, works)
             return number
     c, h, w = shape
     raise UserError(f"{name}: cannot take images of {c}x{h}x{w}{reason}; choose larger images or another network")
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, classes: int, shape: Shape) -> bool:
+def answers(model: nn.Module, classes: int, shape: Shape) -> bool:
+    """Tell whether two images of `shape` give outputs (2, classes)."""
     outputs = model(torch.zeros(2, *shape))
     return isinstance(outputs, Tensor) and outputs.shape == (2, classes)
 
 
 @torch.no_grad()
-def _refuse(model: nn.Module, name: str, classes: int, shape: Shape, works: bool) -> None:
-    """Raise a UserError where the zoo would misunderstand a network that takes the images."""
+def refuse(model: nn.Module, name: str, classes: int, shape: Shape, works: bool) -> None:
+    """Raise a UserError where the zoo would misunderstand a network that takes the images; its last layer is lost.
+
+    So it would where several layers make the outputs, or one that is not registered last, or layers share weights.
+    """
     last = final_layer(model)
     last.weight.zero_()
     outputs = model(torch.rand(2, *shape))
     sole = works and last.weight.shape[0] == classes and torch.allclose(outputs[0], outputs[1])
-    require(sole, name, f"one last layer that makes the {classes} outputs", "a network with several, or none")
+    require(
+        sole,
+        name,
+        f"one last layer that makes the {classes} outputs",
+        "a network with several or none, or one registered after it",
+    )
     places = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]
     apart = len(set(places)) == len(places)  # else the store would keep a shared tensor twice, and tuning part the two
     require(apart, name, "layers that share no weights", "some that do")

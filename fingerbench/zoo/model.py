@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, passes
 from fingerbench.data.augment import Augment
-from fingerbench.errors import DivergedError
+from fingerbench.errors import DivergedError, require
 from fingerbench.nets import blank, network
 from fingerbench.ops import predict, without_trials
 from fingerbench.records import Half, Images
@@ -21,6 +21,7 @@ from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.task import Task
 from fingerbench.workshop import CAUTION, Workshop, persevere, pick_bfloat16, revive
+from fingerbench.zoo.given import Given, misfit
 from fingerbench.zoo.train import Scene, Workbench
 
 
@@ -89,10 +90,17 @@ class ModelSpec(Spec):
         return network(self.architecture, self.classes, self.width, shape=shape)
 
     def load(self, workshop: Workshop) -> nn.Module:
-        """Return the stored model, frozen, in eval mode."""
+        """Return the stored model, frozen, in eval mode.
+
+        Raises:
+            UserError: the architecture changed since: it is a function of the user's, or of another library's version.
+        """
         artefact = workshop.load(self)
         with blank(self.architecture):
             model = self.network(workshop.data.shape)
+        wrong = misfit(model, artefact.tensors)
+        expected = f"stored weights that fit {self.architecture}; name what changed otherwise, or take another store="
+        require(not wrong, self.name, expected, wrong)
         return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,7 +129,8 @@ class ModelSpec(Spec):
 
     def _trained(self, workshop: Workshop, victim: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
         """Return the model and how it was trained."""
-        autocast = pick_bfloat16(self.precision, workshop.device, self.architecture)
+        trains = not isinstance(self.attack, Given)
+        autocast = trains and pick_bfloat16(self.precision, workshop.device, self.architecture)
         (model, losses), retried = persevere(
             self.name,
             lambda: self._attempt(workshop, victim, autocast),

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fingerbench.data.augment import Augment
-from fingerbench.nets import in_library, require_known
+from fingerbench.nets import foreign, require_known
 from fingerbench.records import Half, Suspect
 from fingerbench.seeds import seed_for
+from fingerbench.zoo.given import Given
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.train import Scratch
 
@@ -61,28 +62,34 @@ class Zoo:
     data: str  # digest of the data set
     classes: int
     source: str
-    width: float  # of fingerbench's own networks; those of libraries are as published
+    width: float  # of fingerbench's own networks; others are as they are
     augment: Augment
     precision: str
     seed: int
     scratch: Scratch
+    given: Given | None = None  # the source, where it is not trained
 
     def spec(self, suspect: Suspect, attacks: Mapping[str, Attack]) -> ModelSpec:
         """Return what to make for a suspect. Its seed hangs on its name alone, so no suspect disturbs another."""
         if suspect.parent is None:
-            return self.trained(suspect.name, suspect.architecture, suspect.half)
+            return self._base(suspect.name, suspect.architecture, suspect.half)
         parent = self._parent(suspect)
         attack, variant = attacks[suspect.family], suspect.variant or ""
         return self.derived(suspect.name, suspect.architecture, parent, attack, variant)
 
     def original(self) -> ModelSpec:
-        """Return the source model."""
-        return self.trained(SOURCE, self.source, "A")
+        """Return the source model: trained, or given."""
+        return self._base(SOURCE, self.source, "A")
 
     def _parent(self, suspect: Suspect) -> ModelSpec:
-        if suspect.family == "scratch-distill":
-            return self.trained(suspect.parent or "", suspect.variant or "", suspect.half)
-        return self.trained(suspect.parent or "", self.source, suspect.half)
+        architecture = suspect.variant if suspect.family == "scratch-distill" else self.source
+        return self._base(suspect.parent or "", architecture or "", suspect.half)
+
+    def _base(self, name: str, architecture: str, half: Half) -> ModelSpec:
+        """Return a model that is made of no other; all are trained but a source that is given."""
+        if self.given and name == SOURCE:
+            return self._model(name, architecture, half, self.given, architecture, None)
+        return self.trained(name, architecture, half)
 
     def trained(self, name: str, architecture: str, half: Half) -> ModelSpec:
         """Return a model trained from random weights on a half of the data. Its seed hangs on its name."""
@@ -101,7 +108,7 @@ class Zoo:
             data=self.data,
             classes=self.classes,
             architecture=architecture,
-            width=1.0 if in_library(architecture) else self.width,
+            width=1.0 if foreign(architecture) else self.width,
             half=half,
             augment=self.augment,
             attack=attack,
