@@ -165,5 +165,5 @@ def test_a_fingerprint_of_another_run_is_refused(built, tmp_path):
     write_fingerprint(Fingerprint(torch.rand(3, 3, 16, 16), {}), folder / "fingerprint.safetensors")
     with pytest.raises(UserError, match=r"fingerprint\.safetensors: expected 20 queries; got 3"):
         fb.case(folder)
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="none: no such folder; give folders of runs"):
         fb.case(tmp_path / "none")

@@ -126,6 +126,7 @@ def case(run: Path | str, *words: str) -> Case:
         UserError: no run, a damaged one, or one without queries.
     """
     folder = Path(run)
+    report.find([folder])  # says what to give, where there is no run at all
     found = report.load(folder)
     fingerprint = read_fingerprint(folder / "fingerprint.safetensors")
     asked = int(found.scores["queries"].iloc[0])
