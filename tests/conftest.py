@@ -64,7 +64,7 @@ LEDGER = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults", type=int, default=2, help="how many times to kill in tests/test_faults.py")
+    parser.addoption("--faults", type=int, default=1, help="how many times to kill in tests/test_faults.py")
     parser.addoption("--ledger", type=Path, help="also write what became of the faults here, as a table")
 
 
