@@ -81,6 +81,8 @@ def test_a_method_with_outputs_takes_probabilities():
     case, answers = outputs_case(labels=torch.tensor([0, 1])), [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
     expected = case.method.similarity(case.fingerprint, torch.tensor(answers))
     assert case.verdict(answers).score == pytest.approx(expected) and 0 < expected < 1
+    for same in (torch.tensor(answers), [torch.tensor(row) for row in answers], np.array(answers)):
+        assert case.verdict(same).score == pytest.approx(expected)
     with pytest.raises(UserError, match=r"answers: expected probabilities, from 0 to 1; got '-3 to 7'"):
         case.verdict([[7, 2, 1], [-3, 1, 0.1]])
     assert outputs_case(answers=torch.zeros(2, 3)).verdict([[7, 2, 1], [-3, 1, 0.1]]).stolen == (0.9,)  # a regression
@@ -95,6 +97,8 @@ def test_a_method_with_outputs_takes_probabilities():
         ([10] * 20, "to below 10"),
         ([-1] * 20, "from 0"),
         ([float("nan")] * 20, "answers: expected finite numbers"),
+        (["cat"] * 20, "answers: expected a number, or a row of them, for each query"),
+        ([[1], [1, 2]] * 10, "answers: expected a number, or a row of them, for each query"),
     ],
 )
 def test_what_is_no_answer_is_said_in_one_line(built, answers, said):

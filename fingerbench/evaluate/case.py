@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,13 +86,13 @@ class Case:
     def verdict(self, answers: Any) -> Verdict:
         """Return what the answers to `queries`, in their order, are worth.
 
-        answers: whatever PyTorch makes a tensor of; labels (n,), whole numbers from 0, or what the API says (n,
-        outputs), probabilities or the values of a regression, by the access of the method.
+        answers: a tensor, an array or a list; labels (n,), whole numbers from 0, or what the API says (n, outputs),
+        probabilities or the values of a regression, by the access of the method.
 
         Raises:
             UserError: they are not such answers.
         """
-        responses = self._responses(torch.as_tensor(answers))
+        responses = self._responses(_tensor(answers))
         sides = self.scores.groupby("pirated")["score_8bit"].agg(tuple).to_dict()
         try:
             score = round(self.method.similarity(self.fingerprint, responses), 12)  # as the run's own
@@ -114,6 +115,15 @@ class Case:
         sound = bool((numbers == numbers.round()).all()) and bool((numbers >= 0).all() and (numbers < most).all())
         require(sound, "answers", f"labels, whole numbers from 0 to below {most}", answers.tolist()[:5])
         return answers.long()
+
+
+def _tensor(answers: Any) -> Tensor:
+    if isinstance(answers, Tensor):
+        return answers.detach().cpu()
+    try:
+        return torch.from_numpy(np.array(answers))
+    except (TypeError, ValueError) as error:  # texts; rows of several lengths; tensors on a GPU
+        raise UserError(f"answers: expected a number, or a row of them, for each query ({one_line(error)})") from error
 
 
 def case(run: Path | str, *words: str) -> Case:
