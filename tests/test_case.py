@@ -43,7 +43,7 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
     folder, answers = tmp_path / "queries", tmp_path / "queries" / "answers.csv"
     assert main(["queries", str(built[1]), "--out", str(folder)]) == 0
     table = pd.read_csv(answers)
-    assert list(table["query"]) == [f"{i:02}.png" for i in range(20)] and table["label"].isna().all()
+    assert [name[:3] for name in table["query"]] == [f"{i:02}-" for i in range(20)] and table["label"].isna().all()
     images = [torch.from_numpy(np.array(Image.open(folder / name))) for name in table["query"]]
     seen = torch.stack(images).permute(0, 3, 1, 2) / 255
     torch.testing.assert_close(seen, fb.case(built[1]).queries, rtol=0, atol=1e-7)
@@ -55,7 +55,7 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
     scores = pd.read_csv(built[1] / "scores.csv").set_index("suspect")
     assert said["score"] == scores.score_8bit["distill/resnet18"] and said["queries"] == 20
     assert main(["verdict", str(built[1]), str(answers)]) == 0
-    assert f"random: score {said['score']:.3f} on 20 queries" in capsys.readouterr().out
+    assert f"random: score {said['score']:.5g} on 20 queries" in capsys.readouterr().out
     assert main(["queries", str(built[1]), "--out", str(folder)]) == 2  # what was filled in stays
     assert pd.read_csv(answers)["label"].notna().all()
 
@@ -63,8 +63,9 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
 def test_a_verdict_counts_those_that_score_as_high():
     verdict = Verdict("ipguard", 100, 0.6, independent=(0.1, 0.6, 0.7, 0.2), stolen=(0.5, 0.6, 0.9))
     assert (verdict.as_high, verdict.lower, verdict.p) == (2, 1, 0.6)
-    assert "2 of 4 independent suspects score as high; the highest 0.700" in str(verdict)
+    assert "2 of 4 independent suspects score as high; the highest 0.7" in str(verdict)
     assert Verdict("ipguard", 100, 0.9, verdict.independent, verdict.stolen).p == 0.2  # never 0
+    assert "4 suspects cannot say less" in str(Verdict("ipguard", 100, 0.9, verdict.independent, ()))
     assert Verdict("ipguard", 100, 0.9, (), ()).p == 1
 
 
@@ -81,10 +82,13 @@ def test_a_method_with_outputs_takes_probabilities():
     case, answers = outputs_case(labels=torch.tensor([0, 1])), [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
     expected = case.method.similarity(case.fingerprint, torch.tensor(answers))
     assert case.verdict(answers).score == pytest.approx(expected) and 0 < expected < 1
-    for same in (torch.tensor(answers), [torch.tensor(row) for row in answers], np.array(answers)):
+    weights = torch.tensor(answers, requires_grad=True)
+    for same in (weights, list(weights), [torch.tensor(row) for row in answers], np.array(answers)):
         assert case.verdict(same).score == pytest.approx(expected)
-    with pytest.raises(UserError, match=r"answers: expected probabilities, from 0 to 1; got '-3 to 7'"):
-        case.verdict([[7, 2, 1], [-3, 1, 0.1]])
+    for odd in ([7, 2, 1], [0.5, 0.6, -0.1], [0.35, 0.1, 0.05], [1, 1, 1]):
+        with pytest.raises(UserError, match=r"answers: expected probabilities that sum to 1 .*; got \[\["):
+            case.verdict([odd, answers[1]])
+    assert case.verdict([[0.33, 0.33, 0.33], [1, 0, 0]]).score  # rounded
     assert outputs_case(answers=torch.zeros(2, 3)).verdict([[7, 2, 1], [-3, 1, 0.1]]).stolen == (0.9,)  # a regression
 
 
@@ -93,8 +97,10 @@ def test_a_method_with_outputs_takes_probabilities():
     [
         ([1] * 19, r"answers: expected the shape \(20,\), one a query; got \(19,\)"),
         ([[1] * 10] * 20, r"expected the shape \(20,\)"),
-        ([1.5] * 20, r"labels, whole numbers from 0 to below 10; got \[1.5"),
-        ([10] * 20, "to below 10"),
+        ([1.5] * 20, r"labels, whole numbers from 0 to 9; got \[1.5"),
+        ([1] * 19 + [10], r"from 0 to 9; got \[10.0\]"),
+        ([1j] * 20, "answers: expected numbers; got 'torch.complex128'"),
+        ([True] * 20, "answers: expected numbers; got 'torch.bool'"),
         ([-1] * 20, "from 0"),
         ([float("nan")] * 20, "answers: expected finite numbers"),
         (["cat"] * 20, "answers: expected a number, or a row of them, for each query"),
@@ -106,24 +112,50 @@ def test_what_is_no_answer_is_said_in_one_line(built, answers, said):
         fb.case(built[1]).verdict(answers)
 
 
+@pytest.fixture(scope="module")
+def names(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("names") / "queries"
+    assert main(["queries", str(built[1]), "--out", str(folder)]) == 0
+    return pd.read_csv(folder / "answers.csv")["query"].tolist()
+
+
+def filled(names, head="query,label", answer=",1"):
+    return "\n".join([head, *(f"{name}{answer}" for name in names), ""])
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("change", "said"),
     [
-        ("query,label\n00.png,1\n", "expected a row for each of 20 queries; got '1 rows, without 19 of them'"),
-        ("{rows}00.png,1\n", "got '21 rows, without 0 of them'"),
-        ("{empty}", "expected a number in every row"),
-        ("{other}", "expected columns label; got 'answer'"),
-        ("", "no table (No columns to parse from file)"),
+        (lambda names: filled(names[1:]), "no row for 1 of 20 queries, such as {first}; fill them in"),
+        (lambda names: filled(["00-0.png", *names[1:]]), "no row for 1 of 20 queries, such as {first}"),
+        (lambda names: filled(f"{i}.png" for i in range(20)), "no row for 20 of 20 queries, such as {first}; are they"),
+        (lambda names: filled([*names, names[0]]), "expected one row a query; got 'several for {first}'"),
+        (lambda names: filled(names, answer=","), "{first}: expected a number in label; got nothing"),
+        (
+            lambda names: filled(names, answer=",cat"),
+            "{first}: expected a number in label; got cat; classes are numbers",
+        ),
+        (lambda names: filled(names, "query,answer"), "expected columns label; got 'answer'"),
+        (lambda names: "", "no table (No columns to parse from file)"),
+        (lambda names: filled(names, "image,label"), "no table (no 'query')"),
     ],
 )
-def test_a_table_that_is_not_filled_in_is_refused(built, tmp_path, capsys, text, said):
-    rows = "".join(f"{i:02}.png,1\n" for i in range(20))
-    parts = {"rows": f"query,label\n{rows}", "other": f"query,answer\n{rows}", "empty": f"query,label\n{rows[:-2]}\n"}
-    (tmp_path / "answers.csv").write_text(text.format(**parts))
+def test_a_table_that_is_not_filled_in_is_refused(built, names, tmp_path, capsys, change, said):
+    (tmp_path / "answers.csv").write_text(change(names))
     assert main(["verdict", str(built[1]), str(tmp_path / "answers.csv")]) == 2
-    assert said in capsys.readouterr().err
+    assert said.format(first=names[0]) in capsys.readouterr().err
     assert main(["verdict", str(built[1]), str(tmp_path / "none.csv")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("head", "answer", "end"),
+    [("query;label", ";1", ""), ("\ufeffquery, Label ", ", 1.0", ""), ("query,label,note", ",1,cat", "\n,,\n")],
+)
+def test_a_table_that_a_spreadsheet_wrote_is_read(built, names, tmp_path, capsys, head, answer, end):
+    (tmp_path / "answers.csv").write_text(filled(names, head, answer) + end)
+    assert main(["verdict", str(built[1]), str(tmp_path / "answers.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["score"] == fb.case(built[1]).verdict([1] * 20).score
 
 
 def test_a_run_names_no_code(built, tmp_path):
@@ -171,3 +203,24 @@ def test_a_fingerprint_of_another_run_is_refused(built, tmp_path):
         fb.case(folder)
     with pytest.raises(UserError, match="none: no such folder; give folders of runs"):
         fb.case(tmp_path / "none")
+    with pytest.raises(UserError, match=r"expected the folder of one run; got '1 below it; give one, such as .*run'"):
+        fb.case(tmp_path)
+    with pytest.raises(UserError, match=r"expected no words but hydra\.searchpath=\[\.\.\.\]; got 'method=akh'"):
+        fb.case(folder, "method=akh")
+
+
+def test_what_cannot_be_compared_is_refused(built, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(built[1], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "outputs"}))
+    with pytest.raises(
+        UserError, match=r"expected the number of outputs, as runs have it from now on: run its command"
+    ):
+        fb.case(folder)
+    scores = (folder / "scores.csv").read_text()
+    (folder / "scores.csv").write_text(scores.replace(",none,", ",jpeg,"))
+    with pytest.raises(
+        UserError, match="expected a run without evasion=, since the suspect has none of ours; got 'jpeg'"
+    ):
+        fb.case(folder)

@@ -55,6 +55,9 @@ def raises(classes):
 def nothing(classes):
     pass
 
+def likely(classes):
+    return nn.Sequential(net(classes), nn.Softmax(1))
+
 def eleven(classes):
     return net(11)
 
@@ -272,6 +275,7 @@ def test_functions_are_taken_as_they_are(here, name, shape, classes):
         ("ends.net", r"importing ends fails \(SystemExit: usage: ends\)"),
         ("odd.raises", r"called with 10, fails \(OSError: no licence for this\)"),
         ("odd.nothing", "expected a function that returns a torch.nn.Module; got 'NoneType'"),
+        ("odd.likely", "expected logits, which need not sum to 1; got .probabilities; leave the softmax out"),
         (
             "odd.eleven",
             r"expected outputs of shape \(2, 10\) of two images of 3x16x16; got shape \(2, 11\) in training",

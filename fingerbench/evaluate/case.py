@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 ANSWERS = "answers.csv"
-LABEL = "label"  # its column of a method with access to labels; one with access to outputs has columns 0, 1, ...
+QUERY, LABEL = (
+    "query",
+    "label",
+)  # its column of a method with access to labels; one with access to outputs has columns 0, 1, ...
 SMALLEST = 8  # pixels; what is smaller is no image, such as the features of a regression
-PROBABILITY = 1e-3  # how far an API's rounding may take one out of [0, 1]
+ROUNDING = 0.0051  # of a probability, as an API that answers with two decimals does it
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ class Verdict:
         return (1 + self.as_high) / (1 + len(self.independent))
 
     def __str__(self) -> str:
-        most = f"; the highest {max(self.independent):.3f}" if self.independent else ""
+        most = f"; the highest {max(self.independent):.5g}" if self.independent else ""
+        least = "" if self.as_high else f"; {len(self.independent)} suspects cannot say less"
         return (
-            f"{self.method}: score {self.score:.3f} on {self.queries} queries\n"
+            f"{self.method}: score {self.score:.5g} on {self.queries} queries\n"
             f"{self.as_high} of {len(self.independent)} independent suspects score as high{most}\n"
             f"{self.lower} of {len(self.stolen)} stolen ones score lower\n"
             f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like those of the run"
+            f"{least}"
         )
 
 
@@ -76,7 +82,7 @@ class Case:
     method: Fingerprinter
     fingerprint: Fingerprint
     scores: DataFrame  # of the run, as `report.read_scores` gives them
-    outputs: int | None  # of a model: classes; None in a run of before manifests had them
+    outputs: int  # of a model: classes
 
     @property
     def queries(self) -> Tensor:
@@ -103,27 +109,31 @@ class Case:
 
     def _responses(self, answers: Tensor) -> Tensor:
         n, labelled = len(self.fingerprint), self.method.access == "label"
-        shape = (n,) if labelled else (n, self.outputs or (answers.shape[1] if answers.ndim == 2 else 1))
+        shape = (n,) if labelled else (n, self.outputs)
         require(answers.shape == shape, "answers", f"the shape {shape}, one a query", tuple(answers.shape))
         numbers = answers.double()
         require(bool(numbers.isfinite().all()), "answers", "finite numbers", "others")
-        if not labelled:
-            likely = "labels" not in self.fingerprint.state or bool((numbers - 0.5).abs().max() <= 0.5 + PROBABILITY)
-            require(likely, "answers", "probabilities, from 0 to 1", f"{numbers.min():g} to {numbers.max():g}")
-            return answers.float()
-        most = self.outputs or torch.inf
-        sound = bool((numbers == numbers.round()).all()) and bool((numbers >= 0).all() and (numbers < most).all())
-        require(sound, "answers", f"labels, whole numbers from 0 to below {most}", answers.tolist()[:5])
-        return answers.long()
+        if labelled:
+            odd = numbers[(numbers != numbers.round()) | (numbers < 0) | (numbers >= self.outputs)].tolist()
+            require(not odd, "answers", f"labels, whole numbers from 0 to {self.outputs - 1}", odd[:3])
+            return answers.long()
+        if "labels" in self.fingerprint.state:  # else a regression
+            sums, outside = numbers.sum(1), (numbers - 0.5).abs().amax(1) > 0.5 + ROUNDING
+            odd = numbers[outside | ((sums - 1).abs() > ROUNDING * self.outputs)].tolist()
+            require(not odd, "answers", "probabilities that sum to 1 (the softmax of logits)", odd[:1])
+        return answers.float()
 
 
 def _tensor(answers: Any) -> Tensor:
-    if isinstance(answers, Tensor):
-        return answers.detach().cpu()
+    if isinstance(answers, list | tuple):  # such as of one tensor an image, on a GPU or with a gradient
+        answers = [one.detach().cpu() if isinstance(one, Tensor) else one for one in answers]
     try:
-        return torch.from_numpy(np.array(answers))
-    except (TypeError, ValueError) as error:  # texts; rows of several lengths; tensors on a GPU
+        found = answers.detach().cpu() if isinstance(answers, Tensor) else torch.from_numpy(np.array(answers))
+    except (TypeError, ValueError, RuntimeError) as error:  # texts; rows of several lengths
         raise UserError(f"answers: expected a number, or a row of them, for each query ({one_line(error)})") from error
+    real = not found.is_complex() and found.dtype != torch.bool
+    require(real, "answers", "numbers", str(found.dtype))
+    return found
 
 
 def case(run: Path | str, *words: str) -> Case:
@@ -133,11 +143,17 @@ def case(run: Path | str, *words: str) -> Case:
     files name is called: the method is the one of that name here, with the numbers that the manifest has.
 
     Raises:
-        UserError: no run, a damaged one, or one without queries.
+        UserError: no run, a damaged one, one under an evasion, or one without queries.
     """
     folder = Path(run)
-    report.find([folder])  # says what to give, where there is no run at all
+    runs = report.find([folder])
+    several = f"{len(runs)} below it; give one, such as {runs[0]}"
+    require(folder.resolve() in runs, str(folder), "the folder of one run", several)
+    found_by = all(word.startswith("hydra.searchpath=") for word in words)
+    require(found_by, str(folder), "no words but hydra.searchpath=[...]", " ".join(words))
     found = report.load(folder)
+    evasion = found.scores["evasion"].iloc[0]
+    require(evasion == "none", str(folder), "a run without evasion=, since the suspect has none of ours", evasion)
     fingerprint = read_fingerprint(folder / "fingerprint.safetensors")
     asked = int(found.scores["queries"].iloc[0])
     require(len(fingerprint) == asked, f"{folder}: fingerprint.safetensors", f"{asked} queries", len(fingerprint))
@@ -149,7 +165,8 @@ def case(run: Path | str, *words: str) -> Case:
         name = str(settings["name"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path}: does not say which method it ran ({one_line(error)}); run it again") from error
-    require(outputs is None or (isinstance(outputs, int) and outputs > 0), str(path), "outputs from 1", outputs)
+    sound = isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0
+    require(sound, str(path), "the number of outputs, as runs have it from now on: run its command again", outputs)
     try:
         method = _method(name, settings, words)
     except UserError as error:
@@ -187,53 +204,67 @@ def write(case: Case, folder: Path) -> None:
     require(c in (1, 3) and min(h, w) >= SMALLEST, "queries", "images; from Python, fb.case(RUN).queries", (c, h, w))
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     require(empty, "--out", "the name of a folder that is empty or not there", str(folder))
-    pixels = (case.queries * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     names = _names(case)
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, image in zip(names, pixels, strict=True):
+        for name, image in zip(names, _pixels(case), strict=True):
             file = io.BytesIO()
             Image.fromarray(image.squeeze(2) if c == 1 else image).save(file, "PNG")
             files.write(folder / name, file.getvalue())
-        frame = pd.DataFrame({"query": names} | dict.fromkeys(_columns(case), ""))
+        frame = pd.DataFrame({QUERY: names} | dict.fromkeys(_columns(case), ""))
         files.write(folder / ANSWERS, frame.to_csv(index=False).encode())
 
 
 def _columns(case: Case) -> list[str]:
-    return [LABEL] if case.method.access == "label" else [str(i) for i in range(case.outputs or 0)]
+    return [LABEL] if case.method.access == "label" else [str(i) for i in range(case.outputs)]
+
+
+def _pixels(case: Case) -> np.ndarray:
+    return (case.queries * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _names(case: Case) -> list[str]:
+    """Return a name an image, its number and part of its hash, so that answers to another run's are not taken."""
     digits = len(str(len(case.fingerprint) - 1))
-    return [f"{i:0{digits}}.png" for i in range(len(case.fingerprint))]
+    hashes = (hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _pixels(case))
+    return [f"{i:0{digits}}-{digest}.png" for i, digest in enumerate(hashes)]
 
 
 def read_answers(case: Case, path: Path) -> Tensor:
-    """Read an ANSWERS that was filled in: a row a query, in any order, the columns after the first as `write` has them.
+    """Read an ANSWERS that was filled in: a row a query, in any order; other columns than those of `write` are ignored.
 
     Raises:
-        UserError: it is no such table, or an answer is missing.
+        UserError: it is no such table, it is of another run, or an answer is missing.
     """
     import pandas as pd
 
     try:
-        frame = pd.read_csv(io.BytesIO(content(path)), dtype=str, keep_default_na=False)
-        names = frame.columns[0]
-        frame = frame.set_index(frame[names].str.strip()).drop(columns=names)
+        data = content(path)
+        head = data.split(b"\n", 1)[0]
+        separator = ";" if b";" in head and b"," not in head else ","  # as spreadsheets write it in some countries
+        frame = pd.read_csv(io.BytesIO(data), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+        frame.columns = frame.columns.str.strip().str.lower()
+        frame = frame.set_index(frame[QUERY].str.strip()).drop(columns=QUERY)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the {ANSWERS} of `queries`, filled in") from error
     except (ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: no table ({one_line(error)}); give the {ANSWERS} of `queries`, filled in") from error
-    expected = _names(case)
-    missing = [name for name in expected if name not in frame.index]
-    whole = not missing and len(frame) == len(expected)
-    got = f"{len(frame)} rows, without {len(missing)} of them"
-    require(whole, str(path), f"a row for each of {len(expected)} queries", got)
-    columns = _columns(case) or list(frame.columns)
+    names, columns = _names(case), _columns(case)
+    lacking = [name for name in names if name not in frame.index]
+    if lacking:
+        hint = "are they answers to another run?" if len(lacking) == len(names) else "fill them in"
+        raise UserError(f"{path}: no row for {len(lacking)} of {len(names)} queries, such as {lacking[0]}; {hint}")
+    twice = frame.index[frame.index.duplicated() & frame.index.isin(names)]
+    require(not len(twice), str(path), "one row a query", f"several for {', '.join(twice[:1])}")
     require(set(columns) <= set(frame.columns), str(path), f"columns {', '.join(columns)}", ", ".join(frame.columns))
-    try:
-        values = frame.loc[expected, columns].astype(float).to_numpy()
-    except ValueError as error:
-        raise UserError(f"{path}: expected a number in every row ({one_line(error)}); fill in what is empty") from error
-    answers = torch.tensor(values)
-    return answers[:, 0] if case.method.access == "label" else answers
+    cells = frame.loc[names, columns]
+    numbers = cells.apply(pd.to_numeric, errors="coerce")
+    odd = numbers.isna().any(axis=1)
+    if odd.any():
+        row = cells[odd].iloc[0]
+        raise UserError(
+            f"{path}: {row.name}: expected a number in {', '.join(columns)}; got {', '.join(row) or 'nothing'}; "
+            "classes are numbers from 0"
+        )
+    answers = torch.tensor(numbers.to_numpy(float))
+    return answers[:, 0] if columns == [LABEL] else answers

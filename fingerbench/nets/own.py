@@ -1,8 +1,9 @@
 """Networks of your own, by name: `python:MODULE.FUNCTION`, where FUNCTION(outputs) returns one with random weights.
 
-It is taken as it is: images float (n, c, h, w) in [0, 1] go in, outputs (n, outputs) come out, and what it needs, such
-as a normalisation, it does inside. How many channels it takes is its own affair. MODULE is code, and is run, in every
-worker too: it is found where Python looks for modules and, last of all, in the folder where the command was given.
+It is taken as it is: images float (n, c, h, w) in [0, 1] go in, outputs (n, outputs) come out, of a classifier logits,
+and what it needs, such as a normalisation, it does inside. How many channels it takes is its own affair. MODULE is
+code, and is run, in every worker too: it is found where Python looks for modules and, last of all, in the folder where
+the command was given.
 
 Refused is what the zoo would misunderstand: see `library.refuse`, and weights that are not drawn anew at each call,
 with which independent models would begin where the source did.
@@ -65,14 +66,17 @@ def _require_outputs(name: str, model: nn.Module, outputs: int, shape: Shape) ->
     """Raise a UserError unless two images give two rows of outputs."""
     c, h, w = shape
     try:
-        if answers(model, outputs, shape):
-            return
+        fits = answers(model, outputs, shape)
         with torch.no_grad():
             found = model(torch.zeros(2, *shape))
     except Exception as error:
         raise UserError(
             f"{name}: fails on images of {c}x{h}x{w} ({_told(error)}); let it take them, or choose others"
         ) from error
+    if fits:
+        softmax = outputs > 1 and bool((found >= 0).all()) and torch.allclose(found.sum(1), torch.ones(2))
+        require(not softmax, name, "logits, which need not sum to 1", "probabilities; leave the softmax out")
+        return
     got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
     mode = "in training" if model.training else "in eval mode"
     raise UserError(f"{name}: expected outputs of shape (2, {outputs}) of two images of {c}x{h}x{w}; got {got} {mode}")
