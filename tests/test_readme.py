@@ -45,7 +45,7 @@ def test_the_python_example(built, tmp_path):
 
 
 def test_the_commands_for_ones_own_networks_and_images_compose():
-    section = README.split("## Bring your own networks and images\n")[1].split("\n## ")[0]
+    section = README.split("## Bring your own networks and images\n")[1].split("\n## ")[0].replace("\\\n", "")
     lines = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("python run.py")]
     assert len(lines) == 5
     for _, _, *words in lines:
