@@ -50,6 +50,12 @@ def require(condition: bool, what: str, expected: str, got: object) -> None:
         raise UserError(f"{what}: expected {expected}; got {got!r}")
 
 
+def require_empty(folder: Path, what: str) -> None:
+    """Raise a UserError unless there is nothing in `folder`, which need not be there."""
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(empty, what, "the name of a folder that is empty or not there", str(folder))
+
+
 def require_schema(what: object, found: object, known: int, remedy: str) -> None:
     """Raise a UserError unless the file or folder `what` has the schema that this version reads."""
     if found != known or isinstance(found, bool):

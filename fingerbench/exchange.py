@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fingerbench import card
-from fingerbench.errors import UNWRITABLE, DamagedError, UserError, one_line, require, require_schema, unknown, writing
+from fingerbench.errors import (
+    UNWRITABLE,
+    DamagedError,
+    UserError,
+    one_line,
+    require,
+    require_empty,
+    require_schema,
+    unknown,
+    writing,
+)
 from fingerbench.files import write_json
 from fingerbench.housekeeping import RESERVED
 from fingerbench.manifest import versions
@@ -97,8 +107,7 @@ def export_to(bench: Bench, target: str, model: str | None = None) -> list[Spec]
 
 
 def _write_folder(bench: Bench, specs: Sequence[Spec], target: Path, model: str | None) -> None:
-    empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    require(empty, "export", "the name of a folder that is empty or not there", str(target))
+    require_empty(target, "export")
     made: list[Path] = []
     try:
         target.mkdir(parents=True, exist_ok=True)

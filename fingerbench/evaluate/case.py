@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fingerbench import config, files
 from fingerbench.api import Fingerprinter
-from fingerbench.errors import UserError, one_line, require, writing
+from fingerbench.errors import UserError, one_line, require, require_empty, writing
 from fingerbench.evaluate import report
 from fingerbench.fingerprints import read_fingerprint
 from fingerbench.ops import eight_bit
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 ANSWERS = "answers.csv"
-QUERY, LABEL = (
-    "query",
-    "label",
-)  # its column of a method with access to labels; one with access to outputs has columns 0, 1, ...
+QUERY = "query"  # its column of file names
+LABEL = "label"  # that of a method with access to labels; one with access to outputs has columns 0, 1, ...
 SMALLEST = 8  # pixels; what is smaller is no image, such as the features of a regression
 ROUNDING = 0.0051  # of a probability, as an API that answers with two decimals does it
 
@@ -158,7 +156,12 @@ def case(run: Path | str, *words: str) -> Case:
     asked = int(found.scores["queries"].iloc[0])
     require(len(fingerprint) == asked, f"{folder}: fingerprint.safetensors", f"{asked} queries", len(fingerprint))
     require(asked > 0, str(folder), "a run whose method found queries", fingerprint.note)
-    path = folder / "manifest.json"
+    method, outputs = _judge(folder / "manifest.json", words)
+    return Case(method, fingerprint, found.scores, outputs)
+
+
+def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int]:
+    """Return the method of a run, as its manifest says, and the number of outputs of a model."""
     manifest = report.read_json(path)
     try:
         settings, outputs = dict(manifest["config"]["method"]), manifest.get("outputs")
@@ -168,10 +171,9 @@ def case(run: Path | str, *words: str) -> Case:
     sound = isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0
     require(sound, str(path), "the number of outputs, as runs have it from now on: run its command again", outputs)
     try:
-        method = _method(name, settings, words)
+        return _method(name, settings, words), outputs
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Case(method, fingerprint, found.scores, outputs)
 
 
 def _method(name: str, settings: Mapping[str, Any], words: Sequence[str]) -> Fingerprinter:
@@ -202,8 +204,7 @@ def write(case: Case, folder: Path) -> None:
 
     _, c, h, w = case.queries.shape
     require(c in (1, 3) and min(h, w) >= SMALLEST, "queries", "images; from Python, fb.case(RUN).queries", (c, h, w))
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    require(empty, "--out", "the name of a folder that is empty or not there", str(folder))
+    require_empty(folder, "--out")
     names = _names(case)
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)

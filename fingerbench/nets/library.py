@@ -92,7 +92,7 @@ def _first_that_works(name: str, classes: int, shape: Shape) -> int:
         for number, fit in enumerate(_fits(name, classes, shape)):
             try:
                 model = fit()
-                works = all(answers(model.train(mode), classes, shape) for mode in (True, False))
+                works = all(_answers(model.train(mode), classes, shape) for mode in (True, False))
             except _UNFIT as error:
                 reason = f" ({shorten(str(error), 120) or type(error).__name__})"
                 continue
@@ -103,8 +103,7 @@ def _first_that_works(name: str, classes: int, shape: Shape) -> int:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, classes: int, shape: Shape) -> bool:
-    """Tell whether two images of `shape` give outputs (2, classes)."""
+def _answers(model: nn.Module, classes: int, shape: Shape) -> bool:
     outputs = model(torch.zeros(2, *shape))
     return isinstance(outputs, Tensor) and outputs.shape == (2, classes)
 
