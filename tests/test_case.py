@@ -209,6 +209,23 @@ def test_a_fingerprint_of_another_run_is_refused(built, tmp_path):
         fb.case(folder, "method=akh")
 
 
+def test_a_verdict_says_which_gates_the_zoo_breaks(built, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(built[1], folder)
+    rows = ["suspect,gate,value,limit,holds", "prune/0.9,kept,0.5,0.8,False", "source,learnt,0.9,0.3,True"]
+    (folder / "gates.csv").write_text("\n".join(rows))
+    broken = "gates: the zoo breaks kept of 1 suspect (prune/0.9 0.500 < 0.800)"
+    verdict = fb.case(folder).verdict([1] * 20)
+    assert verdict.zoo == broken and str(verdict).endswith(f"\n{broken}; so they say less about others")
+    for lines in (rows[::2], []):  # all hold; nobody looked
+        (folder / "gates.csv").write_text("\n".join(lines)) if lines else (folder / "gates.csv").unlink()
+        assert fb.case(folder).zoo == ""
+    for damage in ("", "suspect,gate", rows[1], *(f"{rows[0]}\n{row}" for row in ("a,b,1,1,True", "a,kept,1,1,no"))):
+        (folder / "gates.csv").write_text(damage)
+        with pytest.raises(UserError, match=r"gates\.csv: (not the gates of a run|expected gates learnt, kept)"):
+            fb.case(folder)
+
+
 def test_what_cannot_be_compared_is_refused(built, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(built[1], folder)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fingerbench import config, files
 from fingerbench.api import Fingerprinter
 from fingerbench.errors import UserError, one_line, require, require_empty, writing
-from fingerbench.evaluate import report
+from fingerbench.evaluate import gates, report
 from fingerbench.fingerprints import read_fingerprint
 from fingerbench.ops import eight_bit
 from fingerbench.records import Fingerprint
@@ -42,6 +42,7 @@ class Verdict:
     score: float
     independent: tuple[float, ...]  # scores of the independent suspects
     stolen: tuple[float, ...]  # of the stolen ones
+    zoo: str = ""  # which gates those suspects break, if any
 
     @property
     def as_high(self) -> int:
@@ -69,7 +70,7 @@ class Verdict:
             f"{self.as_high} of {len(self.independent)} independent suspects score as high{most}\n"
             f"{self.lower} of {len(self.stolen)} stolen ones score lower\n"
             f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like those of the run"
-            f"{least}"
+            f"{least}" + (f"\n{self.zoo}; so they say less about others" if self.zoo else "")
         )
 
 
@@ -81,6 +82,7 @@ class Case:
     fingerprint: Fingerprint
     scores: DataFrame  # of the run, as `report.read_scores` gives them
     outputs: int  # of a model: classes
+    zoo: str = ""  # which gates the run's suspects break, if any
 
     @property
     def queries(self) -> Tensor:
@@ -103,7 +105,7 @@ class Case:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:  # a state that is not this method's
             raise UserError(f"the fingerprint is none of this method ({one_line(error)}); run it again") from error
         label = str(self.scores["method"].iloc[0])
-        return Verdict(label, len(self.fingerprint), score, sides.get(False, ()), sides.get(True, ()))
+        return Verdict(label, len(self.fingerprint), score, sides.get(False, ()), sides.get(True, ()), self.zoo)
 
     def _responses(self, answers: Tensor) -> Tensor:
         n, labelled = len(self.fingerprint), self.method.access == "label"
@@ -157,7 +159,9 @@ def case(run: Path | str, *words: str) -> Case:
     require(len(fingerprint) == asked, f"{folder}: fingerprint.safetensors", f"{asked} queries", len(fingerprint))
     require(asked > 0, str(folder), "a run whose method found queries", fingerprint.note)
     method, outputs = _judge(folder / "manifest.json", words)
-    return Case(method, fingerprint, found.scores, outputs)
+    findings = gates.read(folder)
+    zoo = "" if findings["holds"].all() else gates.complaint(findings)
+    return Case(method, fingerprint, found.scores, outputs, zoo)
 
 
 def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int]:

@@ -7,6 +7,7 @@ selection in which a gate has nothing to compare skips it. They are the zoo's ow
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fingerbench import config
-from fingerbench.errors import UserError, require, writing
+from fingerbench.errors import UserError, one_line, require, writing
 from fingerbench.evaluate.specs import AgreementSpec
+from fingerbench.untrusted import content
 from fingerbench.zoo.table import SOURCE
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ GATES = {  # name: how a value stands to its limit, and how it is written where 
     "agreement": (operator.gt, "<="),  # of a positive with the source; the limit is its mirror's
 }
 COLUMNS = ("suspect", "gate", "value", "limit", "holds")
+FILE = "gates.csv"  # in the folder of a run
 NAMED = 3  # of those that fail a gate, the worst first
 
 Finding = tuple[str, str, float, float]
@@ -171,7 +174,7 @@ def guess(bench: Bench) -> float:
 
 
 def judge(bench: Bench, folder: Path) -> None:
-    """Write gates.csv into `folder`, all findings on a built zoo, and do with a zoo that breaks a gate what is asked.
+    """Write FILE into `folder`, all findings on a built zoo, and do with a zoo that breaks a gate what is asked.
 
     Raises:
         UserError: it breaks one, and the action is "stop".
@@ -182,11 +185,11 @@ def judge(bench: Bench, folder: Path) -> None:
     findings = gates.findings(facts(bench), surrogates(bench), guess(bench))
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        findings.to_csv(folder / "gates.csv", index=False)
+        findings.to_csv(folder / FILE, index=False)
     log.info("%s", summary(findings))
     if findings["holds"].all():
         return
-    broken = f"{complaint(findings)}; all findings: {folder / 'gates.csv'}"
+    broken = f"{complaint(findings)}; all findings: {folder / FILE}"
     if gates.action == "warn":
         log.warning("%s", broken)
         return
@@ -195,6 +198,28 @@ def judge(bench: Bench, folder: Path) -> None:
         f"{broken}; nothing built is lost: gates.action=warn goes on all the same, zoo.training.epochs=N trains longer "
         f"than the {epochs} of now, and gates.spared=[PATTERN,...] lists attacks that are meant to hurt"
     )
+
+
+def read(folder: Path) -> DataFrame:
+    """Return the findings in the folder of a run, which may be a stranger's; none where nobody looked.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    import pandas as pd
+
+    path = folder / FILE
+    if not path.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    try:
+        frame = pd.read_csv(io.BytesIO(content(path)), dtype=str)[list(COLUMNS)]
+        frame["holds"] = frame["holds"].map({"True": True, "False": False}).astype("boolean").to_numpy(bool)
+        frame = frame.astype({"value": float, "limit": float})
+        sound = frame["gate"].isin(GATES).all() and all(map(str.isprintable, frame["suspect"]))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not the gates of a run ({one_line(error)}); run it again") from error
+    require(bool(sound), str(path), f"gates {', '.join(GATES)} of suspects, as runs write them", "others")
+    return frame
 
 
 def shortfall(findings: DataFrame) -> Series:
