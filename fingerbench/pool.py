@@ -61,19 +61,23 @@ class Pool:
         self._left_out = 0
         self._stopping = False
         self._deaths: Counter[str] = Counter()
-        self._eta = Eta(effort or (lambda spec: Effort(spec.kind, 1.0)))
+        self._effort = effort or (lambda spec: Effort(spec.kind, 1.0))
+        self._eta = Eta(self._effort)
         self._error: Exception | None = None
         self._workers: list[subprocess.Popen[str]] = []
 
     def run(self, wanted: Sequence[Spec]) -> None:
         """Make what is missing of `wanted` and of what that needs, in this order as far as parents allow.
 
+        What was made of a parent that had to be made again, and came out differently, is made again as well.
+
         Raises:
             UserError: the user's to mend, such as a full disk or a model that no worker survives. The others finish
                 what they are at.
             BuildError: some could not be made, at the end of the rest. Either way everything finished is kept.
         """
-        found = self._take_stock(wanted)
+        there = self._take_stock(wanted)
+        found = Counter(spec.kind for spec in there)
         missing = Counter(spec.kind for spec in self._todo.values())
         log.info("store %s: %s", self.store.root, _stock(found, missing))
         if not self._todo:
@@ -96,6 +100,10 @@ class Pool:
             raise self._error
         if self._failed:
             raise BuildError(self._failures())
+        made = {spec.key for spec in specs}
+        orphans = [spec for spec in there if any(parent.key in made for parent in spec.needs())]
+        if not all([self._sound(spec) for spec in orphans]):
+            type(self)(self.store, self.settings, self.jobs, self._effort).run(wanted)
 
     def _failures(self) -> str:
         """Return what failed: the first in full, the others by name."""
@@ -110,21 +118,19 @@ class Pool:
             running = [(spec, now - self._began[key]) for key, spec in self._running.items()]
             return self._eta.left(self._todo.values(), running, max(1, len(self._workers)))
 
-    def _take_stock(self, wanted: Sequence[Spec]) -> Counter[str]:
-        found: Counter[str] = Counter()
+    def _take_stock(self, wanted: Sequence[Spec]) -> list[Spec]:
+        """Return what is there; what is missing is to do."""
+        found: list[Spec] = []
         seen: set[str] = set()
         stack = list(reversed(wanted))
         while stack:
             spec = stack.pop()
             if spec.key in seen:
                 continue
-            if self.store.has(spec):
-                trouble = self.store.verify(spec)
-                if trouble is None:
-                    seen.add(spec.key)
-                    found[spec.kind] += 1
-                    continue
-                log.warning("damaged: %s", trouble)
+            if self._sound(spec):
+                seen.add(spec.key)
+                found.append(spec)
+                continue
             parents = [parent for parent in spec.needs() if parent.key not in seen]
             if parents:
                 stack += [spec, *reversed(parents)]
@@ -132,6 +138,15 @@ class Pool:
             seen.add(spec.key)
             self._todo[spec.key] = spec
         return found
+
+    def _sound(self, spec: Spec) -> bool:
+        """Tell whether an artefact is there, and what it should be; else it is set aside."""
+        if not self.store.has(spec):
+            return False
+        trouble = self.store.verify(spec)
+        if trouble:
+            log.warning("damaged: %s", trouble)
+        return trouble is None
 
     def _serve(self) -> None:
         try:

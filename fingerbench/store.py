@@ -208,16 +208,32 @@ class Store:
             self._publish(folder, self.path(spec))
 
     def verify(self, spec: Spec) -> str | None:
-        """Check a stored artefact; a damaged one is set aside. Returns what was wrong, or None.
+        """Check a stored artefact; a damaged or stale one is set aside. Returns what was wrong, or None.
 
         Raises KeyError and UserError as `load` does.
         """
         try:
-            self._read(spec)
+            record, _ = self._read(spec)
+            self._require_fresh(spec, record)
         except DamagedError as error:
             with writing(self.root, "store"):
                 aside = self._set_aside(self.path(spec))
             return f"{error}; set aside in {aside}, to be rebuilt"
+        return None
+
+    def _require_fresh(self, spec: Spec, record: Mapping[str, Any]) -> None:
+        """Raise DamagedError if a parent is no longer what it was made of, such as one made again on another machine.
+
+        A parent that is gone, or damaged itself, says nothing; nor does a record of before they named their parents.
+        """
+        for parent in spec.needs():
+            was, now = record.get("parents", {}).get(parent.key), self._sha256(parent)
+            if None not in (was, now) and was != now:
+                raise DamagedError(f"{spec.label}: it was made of another {parent.label} than the store has now")
+
+    def _sha256(self, spec: Spec) -> str | None:
+        with suppress(KeyError, DamagedError):
+            return str(self.record(spec)["sha256"])
         return None
 
     def _set_aside(self, place: Path) -> Path:
@@ -228,7 +244,8 @@ class Store:
         return aside
 
     def save(self, spec: Spec, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Publish an artefact: all of it, or nothing."""
+        """Publish an artefact: all of it, or nothing. The record names the parents that are there now."""
+        parents = {parent.key: self._sha256(parent) for parent in spec.needs()}
         payload = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         record = {
             "schema": SCHEMA,
@@ -236,6 +253,7 @@ class Store:
             "key": spec.key,
             "label": spec.label,
             "spec": spec.identity(),
+            "parents": parents,
             "facts": dict(facts),
             "torch": torch.__version__,
             "bytes": len(payload),
@@ -337,7 +355,8 @@ class Store:
             raise DamagedError(f"{spec.label}: {path} is damaged")
         require_schema(f"the store {self.root}", record["schema"], SCHEMA, "choose another with store=DIR")
         told = {name: type(record.get(name)) for name in FORM}
-        if told != FORM or (record["kind"], record["key"]) != (spec.kind, spec.key):
+        parents = record.get("parents", {})  # files of before they had them are read as ever
+        if told != FORM or not isinstance(parents, dict) or (record["kind"], record["key"]) != (spec.kind, spec.key):
             raise DamagedError(f"{spec.label}: {path} is the record of something else")
         return record
 

@@ -141,6 +141,23 @@ def test_what_is_something_else_is_named_and_rebuilt(store, damage, file):
     assert store.verify(spec) is None and store.has(spec)
 
 
+def test_what_was_made_of_another_parent_is_stale(store):
+    parent = Toy(2.0, name="parent")
+    child, cousin = Toy(1.0, parent=parent), Toy(3.0, others=(parent,))
+    store.save(child, TENSORS, {})  # before its parent was there
+    store.save(parent, TENSORS, {"seconds": 1})
+    store.save(cousin, TENSORS, {})
+    store.path(parent).rename(store.root / "gone")
+    assert store.verify(cousin) is None, "a parent that is gone says nothing"
+    store.save(parent, TENSORS, {"seconds": 2})
+    assert store.verify(cousin) is None, "the same bytes again"
+    store.path(parent).rename(store.root / "gone as well")
+    store.save(parent, {"w": torch.zeros(2)}, {})
+    assert store.verify(child) is None
+    told = store.verify(cousin)
+    assert f"made of another {parent.label} than the store has now; set aside in" in told and not store.has(cousin)
+
+
 def test_a_folder_that_lost_its_record_does_not_keep_the_artefact_out(store):
     spec = Toy(1.0)
     store.save(spec, TENSORS, {})

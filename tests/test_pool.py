@@ -1,0 +1,49 @@
+"""What the pool takes for done: workers and their deaths are in test_run.py and test_faults.py."""
+
+import logging
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fingerbench.pool import Pool
+from fingerbench.store import Spec, Store
+
+
+@dataclass(frozen=True)
+class Toy(Spec):
+    kind: ClassVar[str] = "toy"
+    version: ClassVar[int] = 1
+    number: int
+    parents: tuple["Toy", ...] = ()
+
+
+class Inline(Pool):
+    """Makes toys in this process, each of the same tensor, on the machine that `settings` name."""
+
+    def _start(self):
+        return SimpleNamespace()
+
+    def _ask(self, _worker, spec):
+        self.settings["made"].append(spec)
+        self.store.save(spec, {"w": torch.tensor([spec.number, self.settings["machine"]])}, {})
+        return {"status": "made", "seconds": 0.0}
+
+
+@pytest.mark.parametrize("machine", [0, 1])
+def test_a_parent_that_comes_out_differently_has_its_children_made_again(tmp_path, caplog, machine):
+    source = Toy(0)
+    theft, stranger = Toy(1, (source,)), Toy(2)
+    answer = Toy(3, (theft, stranger))
+    store, wanted = Store(tmp_path), [answer, stranger, source, theft]
+    Inline(store, {"made": [], "machine": 0}, 1).run(wanted)
+    made = []
+    (store.path(source) / "payload.safetensors").write_bytes(b"damaged")
+    with caplog.at_level(logging.WARNING):
+        Inline(store, {"made": made, "machine": machine}, 1).run(wanted)
+    assert made == ([source, theft, answer] if machine else [source])
+    assert caplog.text.count("it was made of another") == (2 if machine else 0)
+    Inline(store, {"made": made, "machine": machine}, 1).run(wanted)
+    assert len(made) == (3 if machine else 1)
