@@ -102,7 +102,7 @@ class Pool:
             raise BuildError(self._failures())
         made = {spec.key for spec in specs}
         orphans = [spec for spec in there if any(parent.key in made for parent in spec.needs())]
-        if not all([self._sound(spec) for spec in orphans]):
+        if not all(self._sound(spec) for spec in orphans):  # the next round sees the rest
             type(self)(self.store, self.settings, self.jobs, self._effort).run(wanted)
 
     def _failures(self) -> str:
