@@ -59,9 +59,18 @@ def without_trials() -> Iterator[None]:
         yield
 
 
-# TF32, which PyTorch allows in convolutions, keeps 10 bits of 23: enough for gradients, but a query on a boundary would
-# get another label in a batch of another size.
-@_cudnn(allow_tf32=False)
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let float32 be float32 inside the block, on a GPU too, where an output decides.
+
+    TF32, which PyTorch allows in convolutions, keeps 10 bits of 23: enough for gradients, but a query on a boundary
+    would get another label in a batch of another size.
+    """
+    with _cudnn(allow_tf32=False):
+        yield
+
+
+@without_tf32()
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     """Return the outputs, such as logits, (n, outputs) of `model` on x float (n, c, h, w), in pieces of `batch`.

@@ -132,7 +132,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.key
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **_fields(value)}
+        version = getattr(
+            type(value), "version", None
+        )  # of a method, an attack, ...: raised by hand, as that of a Spec
+        told = {"version": version} if isinstance(version, int) else {}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **told, **_fields(value)}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -15,6 +15,7 @@ import fingerbench as fb
 from fingerbench import config
 from fingerbench.__main__ import main
 from fingerbench.errors import UserError
+from fingerbench.evaluate import metrics
 from fingerbench.evaluate.case import Case, Verdict
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.ops import predict
@@ -36,7 +37,8 @@ def test_every_suspect_of_a_run_gets_its_score(built, suspects):
     negatives = expected["score_8bit"][~expected["pirated"]]
     source, mirror = verdicts["source"], verdicts["mirror/source"]
     assert source.score == 1 and sorted(source.independent) == sorted(negatives) and len(source.stolen) == 7
-    assert mirror.as_high == (negatives >= mirror.score).sum() and mirror.p == (1 + mirror.as_high) / 8
+    assert mirror.as_high == (negatives >= mirror.score).sum() and mirror.origins == (max(negatives),)
+    assert source.p == 0.5 and mirror.p == 1  # all mirrors descend from one network
 
 
 def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, capsys):
@@ -61,12 +63,22 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
 
 
 def test_a_verdict_counts_those_that_score_as_high():
-    verdict = Verdict("ipguard", 100, 0.6, independent=(0.1, 0.6, 0.7, 0.2), stolen=(0.5, 0.6, 0.9))
-    assert (verdict.as_high, verdict.lower, verdict.p) == (2, 1, 0.6)
-    assert "2 of 4 independent suspects score as high; the highest 0.7" in str(verdict)
-    assert Verdict("ipguard", 100, 0.9, verdict.independent, verdict.stolen).p == 0.2  # never 0
-    assert "4 suspects cannot say less" in str(Verdict("ipguard", 100, 0.9, verdict.independent, ()))
-    assert Verdict("ipguard", 100, 0.9, (), ()).p == 1
+    alone, stolen = (0.1, 0.6, 0.7, 0.2), (0.5, 0.6, 0.9)
+    verdict = Verdict("ipguard", 100, 0.6, alone, stolen, origins=(0.7, 0.1, 0.2))
+    assert (verdict.as_high, verdict.lower, verdict.p) == (2, 1, 0.5)
+    assert "2 of 4 independent suspects score as high; the highest 0.7\n1 of the 3 networks they" in str(verdict)
+    lowest = Verdict("ipguard", 100, 0.9, alone, (), verdict.origins)
+    assert lowest.p == 0.25 and "0 of the 3 networks they descend from have one that does, and 3 cannot" in str(lowest)
+    assert Verdict("ipguard", 100, 0.9, (), (), ()).p == 1
+
+
+def test_what_descends_from_one_network_has_one_origin(built):
+    scores = fb.case(built[1]).scores
+    assert set(metrics.origins(scores)) == {"mirror"}
+    rows = [("scratch/vgg", False, "vgg", None), ("scratch-distill/vgg", False, "vgg", None), ("a", True, None, None)]
+    rows += [("mirror/source", False, None, "source"), ("mirror/prune/0.1", False, "0.1", "prune/0.1")]
+    frame = pd.DataFrame(rows, columns=["suspect", "pirated", "variant", "mirror_of"])
+    assert metrics.origins(frame).to_dict() == {0: "vgg", 1: "vgg", 3: "mirror", 4: "mirror"}
 
 
 def outputs_case(outputs=3, **state):
@@ -75,6 +87,7 @@ def outputs_case(outputs=3, **state):
     shapes = {"hidden_weight": (4, 2 * outputs), "hidden_bias": (4,), "out_weight": (2, 4), "out_bias": (2,)}
     verifier = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
     scores = pd.DataFrame({"method": "metav", "pirated": [True, False], "score_8bit": [0.9, 0.2]})
+    scores = scores.assign(suspect=["source", "mirror/source"], variant=None, mirror_of=[None, "source"])
     return Case(method, Fingerprint(torch.rand(2, 3, 16, 16, generator=random), verifier | state), scores, outputs)
 
 

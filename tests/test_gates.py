@@ -11,7 +11,7 @@ from fingerbench.evaluate import gates
 from fingerbench.evaluate.gates import Gates
 
 SELECTED = "attack=[source,finetune,distill]"
-LIMITS = {"learnt": 0.75, "kept": 0.85, "independent": 0.85, "mirror": 0.05, "images": 1000}
+LIMITS = {"learnt": 0.75, "kept": 0.85, "independent": 0.85, "mirror": 0.05}
 
 SOUND = [  # suspect, pirated, mirror_of, accuracy, agreement
     ("source", True, None, 0.90, 1.0),
@@ -128,7 +128,6 @@ def test_the_complaint_names_gates_numbers_and_the_worst_three():
     [
         ("gates.action=halt", "unknown Gates.action 'halt'"),
         ("gates.kept=1.5", "gates.kept: expected a number from 0 to 1; got 1.5"),
-        ("gates.images=0", "gates.images: expected a whole number from 1; got 0"),
         ("gates.spared=prune", "gates.spared: expected a list such as [prune/0.9]; got 'prune'"),
     ],
 )

@@ -83,14 +83,14 @@ def test_a_batch_ends_where_each_image_would_alone(source, setting):
         torch.testing.assert_close(batch[one], alone(source, x[one], true[one], target[one], METHOD))
 
 
-def test_cudnn_makes_no_trials_while_the_batch_shrinks(source, setting):
+def test_cudnn_makes_no_trials_while_the_batch_shrinks_and_rounds_nothing(source, setting):
     x, true, target = ipguard.start_points(setting(), torch.arange(12))
-    seen = []
-    source.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), torch.backends.cudnn.benchmark)))
+    seen, flags = [], torch.backends.cudnn
+    source.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), flags.benchmark, flags.allow_tf32)))
     fix_order(False)
     optimise(source, x, true, target, METHOD.margin, METHOD.lr, METHOD.steps)
-    sizes, trials = zip(*seen, strict=True)
-    assert len(set(sizes)) > 2 and not any(trials)
+    sizes, trials, tf32 = zip(*seen, strict=True)
+    assert len(set(sizes)) > 2 and not any(trials) and not any(tf32)
     assert torch.backends.cudnn.benchmark
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fingerbench.errors import DamagedError, UserError
-from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored
+from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored, key_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class Toy(Spec):
     name: str = field(default="", compare=False)
     parent: "Toy | None" = None
     others: tuple["Toy", ...] = ()
+
+
+@dataclass(frozen=True)
+class Job(Spec):
+    kind: ClassVar[str] = "job"
+    version: ClassVar[int] = 1
+    method: object
 
 
 TENSORS = {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
@@ -42,6 +49,22 @@ def test_a_float_written_as_an_integer_gives_the_same_key():
 def test_a_name_is_no_part_of_the_key_and_a_parent_is():
     assert Toy(1.0, name="a").key == Toy(1.0, name="b").key
     assert Toy(1.0, parent=Toy(2.0)).key != Toy(1.0, parent=Toy(3.0)).key != Toy(1.0).key
+
+
+def test_who_changes_a_method_raises_its_version():
+    @dataclass(frozen=True)
+    class Method:
+        steps: int = 1
+
+    def key():
+        return key_of(Job(Method()).identity())
+
+    plain = key()
+    assert "version" not in Job(Method()).identity()["method"]
+    Method.version = 1
+    assert key() != plain and key() == key()
+    Method.version = 2
+    assert len({plain, key(), key_of({**Job(Method()).identity(), "version": 9})}) == 3
 
 
 def test_needs_are_found_in_fields_and_tuples():

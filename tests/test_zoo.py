@@ -230,13 +230,17 @@ def test_pgd_stays_within_its_bound_and_raises_the_loss(victim):
     assert after > before + 0.1
 
 
-def test_adversarial_training_adds_the_share_it_names(victim, monkeypatch):
+@pytest.mark.parametrize("floats", [False, True])
+def test_adversarial_training_adds_the_share_it_names(victim, monkeypatch, floats):
     seen = []
     monkeypatch.setattr("fingerbench.zoo.adversarial.supervise", lambda model, images, *_: seen.append(images) or model)
-    s = scene(victim)
+    images = toy_images(48, 1)
+    s = scene(victim, finetune=Images(images.pixels(), images.y) if floats else images)
     Adversarial(RECIPE, eps=0.1, step=0.025, steps=2, variants=("0.5",)).make("0.5", s)
     assert len(seen[0]) == 48 + 24
     assert torch.equal(seen[0].x[:48], s.finetune.x) and not torch.equal(seen[0].x[48:], s.finetune.x[:24])
+    added = seen[0].pixels()[48:]
+    assert added.max() <= 1 and (added[:, None] - images.pixels()).abs().amax((2, 3, 4)).amin(1).max() < 0.11
 
 
 def test_distillation_is_hintons_loss():

@@ -17,7 +17,7 @@ from torch import Tensor
 from fingerbench import config, files
 from fingerbench.api import Fingerprinter
 from fingerbench.errors import UserError, one_line, require, require_empty, writing
-from fingerbench.evaluate import gates, report
+from fingerbench.evaluate import gates, metrics, report
 from fingerbench.fingerprints import read_fingerprint
 from fingerbench.ops import eight_bit
 from fingerbench.records import Fingerprint
@@ -42,6 +42,7 @@ class Verdict:
     score: float
     independent: tuple[float, ...]  # scores of the independent suspects
     stolen: tuple[float, ...]  # of the stolen ones
+    origins: tuple[float, ...]  # for each network that the independent ones descend from, their highest score
     zoo: str = ""  # which gates those suspects break, if any
 
     @property
@@ -58,19 +59,25 @@ class Verdict:
     def p(self) -> float:
         """How likely, at most, an independent model scores as high, if it is one more like those of the run.
 
-        (1 + those as high) / (1 + all): a permutation p-value, which is never 0 (Phipson and Smyth 2010).
+        (1 + origins as high) / (1 + origins), a permutation p-value, which is never 0 (Phipson and Smyth 2010). What
+        descends from one network has one voice, as its answers are alike; the suspect is of an origin of its own.
         """
-        return (1 + self.as_high) / (1 + len(self.independent))
+        return (1 + self._origins_as_high) / (1 + len(self.origins))
+
+    @property
+    def _origins_as_high(self) -> int:
+        return sum(score >= self.score for score in self.origins)
 
     def __str__(self) -> str:
         most = f"; the highest {max(self.independent):.5g}" if self.independent else ""
-        least = "" if self.as_high else f"; {len(self.independent)} suspects cannot say less"
+        least = "" if self.as_high else f", and {len(self.origins)} cannot say less"
         return (
             f"{self.method}: score {self.score:.5g} on {self.queries} queries\n"
             f"{self.as_high} of {len(self.independent)} independent suspects score as high{most}\n"
+            f"{self._origins_as_high} of the {len(self.origins)} networks they descend from have one that does{least}\n"
             f"{self.lower} of {len(self.stolen)} stolen ones score lower\n"
             f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like those of the run"
-            f"{least}" + (f"\n{self.zoo}; so they say less about others" if self.zoo else "")
+            + (f"\n{self.zoo}; so they say less about others" if self.zoo else "")
         )
 
 
@@ -99,13 +106,15 @@ class Case:
             UserError: they are not such answers.
         """
         responses = self._responses(_tensor(answers))
-        sides = self.scores.groupby("pirated")["score_8bit"].agg(tuple).to_dict()
+        sides = metrics.sides(self.scores, "score_8bit")
+        highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().to_numpy(float)
         try:
             score = round(self.method.similarity(self.fingerprint, responses), 12)  # as the run's own
         except (LookupError, RuntimeError, TypeError, ValueError) as error:  # a state that is not this method's
             raise UserError(f"the fingerprint is none of this method ({one_line(error)}); run it again") from error
         label = str(self.scores["method"].iloc[0])
-        return Verdict(label, len(self.fingerprint), score, sides.get(False, ()), sides.get(True, ()), self.zoo)
+        stolen, independent, origins = (tuple(scores.tolist()) for scores in (*sides, highest))
+        return Verdict(label, len(self.fingerprint), score, independent, stolen, origins, self.zoo)
 
     def _responses(self, answers: Tensor) -> Tensor:
         n, labelled = len(self.fingerprint), self.method.access == "label"

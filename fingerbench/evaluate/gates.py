@@ -51,11 +51,10 @@ class Gates:
 
     action: "stop" refuses the zoo, "warn" says so and goes on, "off" does not look. learnt: share of the errors of a
     guess, the most frequent class, that the source and the surrogates make at most, so that a zoo in which nothing was
-    learnt does not hold for being alike; kept: share of the source's
-    accuracy that a positive keeps; independent: share of the median accuracy of the independent models that each of
-    them has; mirror: the largest difference in accuracy between a mirror and its positive; images: of the test split,
-    from its first on, on which agreement with the source is measured where no record holds it; spared: patterns of
-    positives, such as "prune/*", that need not keep what `kept` says.
+    learnt does not hold for being alike; kept: share of the source's accuracy that a positive keeps; independent: share
+    of the median accuracy of the independent models that each of them has; mirror: the largest difference in accuracy
+    between a mirror and its positive; spared: patterns of positives, such as "prune/*", that need not keep what `kept`
+    says.
     """
 
     action: Literal["stop", "warn", "off"]
@@ -63,7 +62,6 @@ class Gates:
     kept: float
     independent: float
     mirror: float
-    images: int
     spared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -71,7 +69,6 @@ class Gates:
             value = getattr(self, name)
             sound = isinstance(value, int | float) and 0 <= value <= 1
             require(sound, f"gates.{name}", "a number from 0 to 1", value)
-        require(isinstance(self.images, int) and self.images >= 1, "gates.images", "a whole number from 1", self.images)
         require(not isinstance(self.spared, str), "gates.spared", "a list such as [prune/0.9]", self.spared)
 
     def findings(self, facts: DataFrame, surrogates: Mapping[str, float], guess: float) -> DataFrame:
@@ -133,7 +130,7 @@ def _agreements(bench: Bench) -> dict[str, AgreementSpec]:
     pairs = ((s.name, s.mirror_of) for s in bench.suspects if s.mirror_of in bench.models)
     specs = {name: bench.models[name] for pair in pairs for name in pair if name}
     asked = {name: spec for name, spec in specs.items() if spec.key != source.key and not _made_of(spec, source)}
-    return {name: AgreementSpec(spec, source, gates.images) for name, spec in asked.items()}
+    return {name: AgreementSpec(spec, source) for name, spec in asked.items()}
 
 
 def _made_of(spec: ModelSpec, source: ModelSpec) -> bool:

@@ -8,7 +8,9 @@ negative rate). Where a side has no models, what needs it is NaN, and None in `s
 Sources: ARUC is due to MetaV (Pan et al., KDD 2022) and, like the mirrors and the matching-rate margin, used as in
 NaturalFinger (Yang et al. 2023, arXiv 2305.17868). The matching rate that most methods score with goes back to IPGuard
 (Cao et al., AsiaCCS 2021); MetaFinger (IJCAI 2022) uses it as query accuracy. AUC, TPR at a given FPR and the
-bootstrap are standard statistics.
+bootstrap are standard statistics. The bootstrap draws suspects as if they were independent of each other; but all
+positives descend from one source and most negatives from one mirror (`origins`), so its intervals are about this source
+alone.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 SCHEMA = 1  # of metrics.json; those of before it had one are the same
 Floats = NDArray[np.float64]
@@ -158,6 +160,16 @@ def sides(frame: DataFrame, column: str = "score") -> tuple[Floats, Floats]:
     pirated = frame["pirated"].astype(bool)
     scores = frame[column].astype(float)
     return scores[pirated].to_numpy(), scores[~pirated].to_numpy()
+
+
+def origins(frame: DataFrame) -> Series:
+    """Return of each negative of `frame`, in its order, which network trained from random weights it descends from.
+
+    Mirrors, "mirror", descend from that of the source; others are named by the architecture in `variant`, and so are
+    their students.
+    """
+    alone = frame[~frame["pirated"].astype(bool)]
+    return alone["variant"].fillna(alone["suspect"]).where(alone["mirror_of"].isna(), "mirror")
 
 
 def margins(frame: DataFrame) -> DataFrame:

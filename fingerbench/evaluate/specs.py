@@ -20,7 +20,7 @@ from fingerbench.cost import MethodOutline, Sizes, Work, method_work, passes
 from fingerbench.errors import NoQueriesError
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
-from fingerbench.ops import eight_bit, pixels, predict, without_trials
+from fingerbench.ops import eight_bit, predict, without_trials
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.seeds import seed_for, seeded
 from fingerbench.store import Artefact, Spec
@@ -241,14 +241,13 @@ class AccuracySpec(Spec):
 
 @dataclass(frozen=True)
 class AgreementSpec(Spec):
-    """How often one suspect answers what the source does, on the first `images` of the test split."""
+    """How often one suspect answers what the source does, on the test split."""
 
     kind: ClassVar[str] = "agreement"
     version: ClassVar[int] = 1
 
     suspect: ModelSpec
     source: ModelSpec
-    images: int
 
     @property
     def label(self) -> str:
@@ -256,18 +255,16 @@ class AgreementSpec(Spec):
         return f"{self.suspect.name} agreement"
 
     def work(self, sizes: Sizes) -> Work:
-        """Return the images."""
-        return passes("answer", (self.suspect.outline(sizes.shape),), min(self.images, sizes.test))
+        """Return the test split."""
+        return passes("answer", (self.suspect.outline(sizes.shape),), sizes.test)
 
     @without_trials()
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Measure; the share stands in the facts, under the name that it has in those of a model."""
-        task, x = workshop.data.task, pixels(workshop.data.test.x[: self.images].to(workshop.device))
-        reference = workshop.once(
-            "source on test", f"{self.source.key} {len(x)}", lambda: predict(self.source.load(workshop), x)
-        )
+        task, x = workshop.data.task, workshop.data.test.to(workshop.device).pixels()
+        reference = workshop.once("source on test", self.source.key, lambda: predict(self.source.load(workshop), x))
         agreement = task.agreement(predict(self.suspect.load(workshop), x), reference)
-        return {}, {"name": self.suspect.name, "agreement": agreement, "images": len(x)}
+        return {}, {"name": self.suspect.name, "agreement": agreement}
 
 
 def summary_of(facts: dict[str, Any]) -> str:

@@ -39,8 +39,9 @@ class Adversarial:
         count = round(float(variant) * len(clean))
         chosen = torch.randperm(len(clean), generator=generator)[:count].to(clean.x.device)
         crafted = self.pgd(model, clean.pixels()[chosen], clean.y[chosen], generator)
-        # Rounded to 8 bits like every image of the split; the bound of PGD is far coarser.
-        x = torch.cat([clean.x, (crafted * 255).round().to(torch.uint8)])
+        if not clean.x.is_floating_point():  # rounded like every image of the split; the bound of PGD is far coarser
+            crafted = (crafted * 255).round().to(torch.uint8)
+        x = torch.cat([clean.x, crafted])
         return supervise(model, Images(x, torch.cat([clean.y, clean.y[chosen]])), self.recipe, scene.workbench)
 
     def pgd(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
