@@ -85,16 +85,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_case(commands: Any) -> None:
+    words: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}  # with a default they are optional
+    words["help"] = "hydra.searchpath=..., for a method of yours"
     asker = commands.add_parser("queries", help="the queries of a run as images, to ask a suspect of your own")
     asker.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    asker.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra.searchpath=..., for a method of yours")
+    asker.add_argument("overrides", **words)
     asker.add_argument("--out", type=Path, default=Path("queries"), help="folder to write (default: queries)")
     asker.set_defaults(command=_queries)
 
     judge = commands.add_parser("verdict", help="what the answers of a suspect of your own to those queries are worth")
     judge.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     judge.add_argument("answers", type=Path, metavar="ANSWERS", help="answers.csv of `queries`, filled in")
-    judge.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra.searchpath=..., for a method of yours")
+    judge.add_argument("overrides", **words)
     judge.add_argument("--json", action="store_true", help="as JSON")
     judge.set_defaults(command=_verdict)
 

@@ -16,7 +16,7 @@ from fingerbench import config
 from fingerbench.__main__ import main
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics
-from fingerbench.evaluate.case import Case, Verdict
+from fingerbench.evaluate.case import Case, Verdict, _names, read_answers
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.ops import predict
 from fingerbench.records import Fingerprint
@@ -36,6 +36,8 @@ def test_every_suspect_of_a_run_gets_its_score(built, suspects):
     assert {name: verdict.score for name, verdict in verdicts.items()} == expected["score_8bit"].to_dict()
     negatives = expected["score_8bit"][~expected["pirated"]]
     source, mirror = verdicts["source"], verdicts["mirror/source"]
+    constants = [case.verdict([label] * 20).score for label in range(10)]
+    assert source.constant == max(constants) > 0
     assert source.score == 1 and sorted(source.independent) == sorted(negatives) and len(source.stolen) == 7
     assert mirror.as_high == (negatives >= mirror.score).sum() and mirror.origins == (max(negatives),)
     assert source.p == 0.5 and mirror.p == 1  # all mirrors descend from one network
@@ -64,12 +66,13 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
 
 def test_a_verdict_counts_those_that_score_as_high():
     alone, stolen = (0.1, 0.6, 0.7, 0.2), (0.5, 0.6, 0.9)
-    verdict = Verdict("ipguard", 100, 0.6, alone, stolen, origins=(0.7, 0.1, 0.2))
+    verdict = Verdict("ipguard", 100, 0.6, alone, stolen, origins=(0.7, 0.1, 0.2), constant=0.3)
+    assert str(verdict).startswith("ipguard: score 0.6 on 100 queries; who always says the same class has up to 0.3\n")
     assert (verdict.as_high, verdict.lower, verdict.p) == (2, 1, 0.5)
     assert "2 of 4 independent suspects score as high; the highest 0.7\n1 of the 3 networks they" in str(verdict)
-    lowest = Verdict("ipguard", 100, 0.9, alone, (), verdict.origins)
+    lowest = Verdict("ipguard", 100, 0.9, alone, (), verdict.origins, None)
     assert lowest.p == 0.25 and "0 of the 3 networks they descend from have one that does, and 3 cannot" in str(lowest)
-    assert Verdict("ipguard", 100, 0.9, (), (), ()).p == 1
+    assert Verdict("ipguard", 100, 0.9, (), (), (), None).p == 1
 
 
 def test_what_descends_from_one_network_has_one_origin(built):
@@ -98,20 +101,23 @@ def test_a_method_with_outputs_takes_probabilities():
     weights = torch.tensor(answers, requires_grad=True)
     for same in (weights, list(weights), [torch.tensor(row) for row in answers], np.array(answers)):
         assert case.verdict(same).score == pytest.approx(expected)
+    assert case.verdict(answers).constant == max(case.verdict(torch.eye(3)[[i, i]]).score for i in range(3))
+    with pytest.raises(UserError, match=r"the shape \(2, 3\), what the API says, not a label alone, of each query"):
+        case.verdict([0, 1])
     for odd in ([7, 2, 1], [0.5, 0.6, -0.1], [0.35, 0.1, 0.05], [1, 1, 1]):
         with pytest.raises(UserError, match=r"answers: expected probabilities that sum to 1 .*; got \[\["):
             case.verdict([odd, answers[1]])
     assert case.verdict([[0.33, 0.33, 0.33], [1, 0, 0]]).score  # rounded
-    assert outputs_case(answers=torch.zeros(2, 3)).verdict([[7, 2, 1], [-3, 1, 0.1]]).stolen == (0.9,)  # a regression
+    assert outputs_case(answers=torch.zeros(2, 3)).verdict([[7, 2, 1], [-3, 1, 0.1]]).constant is None  # a regression
 
 
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ([1] * 19, r"answers: expected the shape \(20,\), one a query; got \(19,\)"),
+        ([1] * 19, r"answers: expected the shape \(20,\), the label of each query; got \(19,\)"),
         ([[1] * 10] * 20, r"expected the shape \(20,\)"),
-        ([1.5] * 20, r"labels, whole numbers from 0 to 9; got \[1.5"),
-        ([1] * 19 + [10], r"from 0 to 9; got \[10.0\]"),
+        ([1.5] * 20, r"labels, whole numbers from 0 to 9; got '1.5, 1.5, 1.5'"),
+        ([1] * 19 + [10], r"from 0 to 9; got '10'"),
         ([1j] * 20, "answers: expected numbers; got 'torch.complex128'"),
         ([True] * 20, "answers: expected numbers; got 'torch.bool'"),
         ([-1] * 20, "from 0"),
@@ -220,6 +226,28 @@ def test_a_fingerprint_of_another_run_is_refused(built, tmp_path):
         fb.case(tmp_path)
     with pytest.raises(UserError, match=r"expected no words but hydra\.searchpath=\[\.\.\.\]; got 'method=akh'"):
         fb.case(folder, "method=akh")
+
+
+def test_a_spreadsheet_where_a_comma_is_the_decimal_point(tmp_path):
+    case, path = outputs_case(labels=torch.tensor([0, 1])), tmp_path / "answers.csv"
+    rows = zip(_names(case), (["0,7", "0,2", "0,1"], ["0,1", "0,8", "0,1"]), strict=True)
+    path.write_text("\r\n".join(["query;0;1;2", *(";".join([name, *cells]) for name, cells in rows)]))
+    assert read_answers(case, path).tolist() == [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
+    path.write_text(path.read_text().replace("0,7", "70%"))
+    with pytest.raises(UserError, match=r"expected a number in 0, 1, 2; got 70%, 0.2, 0.1; write 0.76, not 76%"):
+        read_answers(case, path)
+
+
+def test_a_run_that_is_not_done_says_how_to_go_on(built, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(built[1], folder)
+    job = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(job | {"state": "interrupted"}))
+    assert main(["queries", str(folder), "--out", str(tmp_path / "ask")]) == 2
+    assert f"its run is interrupted; python -m fingerbench status {folder} says why, and how" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["verdict", str(folder)])
+    assert "the following arguments are required: ANSWERS\n" in capsys.readouterr().err
 
 
 def test_a_verdict_says_which_gates_the_zoo_breaks(built, tmp_path):

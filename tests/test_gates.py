@@ -1,5 +1,7 @@
 """Gates: each breaks alone on a table made for it, and a run stops, warns or goes on as it is told."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 from conftest import run
@@ -121,6 +123,15 @@ def test_the_complaint_names_gates_numbers_and_the_worst_three():
     assert gates.complaint(findings(frame)) == (
         "gates: the zoo breaks kept of 4 suspects (prune/1 0.100 < 0.765, prune/4 0.300 < 0.765, prune/2 0.400 < 0.765)"
     )
+
+
+def test_a_source_that_was_given_and_knows_nothing_is_doubted():
+    def doubt(weights, accuracy):
+        bench = SimpleNamespace(settings=SimpleNamespace(zoo=SimpleNamespace(weights=weights)))
+        return gates._doubt(bench, findings(table(accuracy={"source": accuracy})))
+
+    assert doubt(None, 0.1) == doubt("mine.safetensors", 0.9) == ""
+    assert "has zoo.weights the classes in the order of the data" in doubt("mine.safetensors", 0.1)
 
 
 @pytest.mark.parametrize(

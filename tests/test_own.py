@@ -323,6 +323,8 @@ def spoil(state, kind):
             return state | {"10.weight": torch.ones(12, 512), "10.bias": torch.ones(12)}
         case "type":
             return {name: value.half() if name == "1.weight" else value for name, value in state.items()}
+        case "parallel":
+            return {f"module.{name}": value for name, value in state.items()}
         case "nan":
             state["5.bias"][3] = float("nan")
     return state
@@ -334,7 +336,14 @@ def spoil(state, kind):
         ("lacking", f"does not fit {NET}: it lacks 2.weight, 2.bias, 2.running_mean and 2 more; is it of this zoo.sou"),
         ("more", f"does not fit {NET}: it has besides head.weight; is it"),
         ("shape", r"it differs in 10.weight \(float32 \(12, 512\) for float32 \(10, 512\)\), 10.bias"),
-        ("type", r"it differs in 1.weight \(float16 \(16, 3, 3, 3\) for float32"),
+        (
+            "type",
+            r"it differs in 1.weight \(float16 \(16, 3, 3, 3\) for float32 .*; save model.float\(\).state_dict\(\)",
+        ),
+        (
+            "parallel",
+            r"it has besides module.1.weight, .*; save model.module.state_dict\(\), or take 'module.' off the",
+        ),
         ("nan", "expected finite values; got others in 5.bias"),
         ("empty", "expected the weights of a network; got 'no tensor'"),
     ],

@@ -39,6 +39,7 @@ def test_a_profile_has_a_recipe_of_its_name_and_the_user_may_name_another(profil
     fast = config.compose([f"profile={profile}", "recipe=fast"]).zoo
     assert fast.training == config.compose(["profile=paper", "recipe=fast"]).zoo.training != named.training
     assert fast.width == named.width
+    assert named.distill == named.training and fast.distill == {**fast.training, "lr": 0.2}
 
 
 def test_lite_sees_as_many_images_as_it_says():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fingerbench import config, files
+from fingerbench import config, files, status
 from fingerbench.api import Fingerprinter
 from fingerbench.errors import UserError, one_line, require, require_empty, writing
 from fingerbench.evaluate import gates, metrics, report
@@ -43,6 +44,7 @@ class Verdict:
     independent: tuple[float, ...]  # scores of the independent suspects
     stolen: tuple[float, ...]  # of the stolen ones
     origins: tuple[float, ...]  # for each network that the independent ones descend from, their highest score
+    constant: float | None  # the highest score of who gives the same class to all queries; None in a regression
     zoo: str = ""  # which gates those suspects break, if any
 
     @property
@@ -71,8 +73,9 @@ class Verdict:
     def __str__(self) -> str:
         most = f"; the highest {max(self.independent):.5g}" if self.independent else ""
         least = "" if self.as_high else f", and {len(self.origins)} cannot say less"
+        same = "" if self.constant is None else f"; who always says the same class has up to {self.constant:.5g}"
         return (
-            f"{self.method}: score {self.score:.5g} on {self.queries} queries\n"
+            f"{self.method}: score {self.score:.5g} on {self.queries} queries{same}\n"
             f"{self.as_high} of {len(self.independent)} independent suspects score as high{most}\n"
             f"{self._origins_as_high} of the {len(self.origins)} networks they descend from have one that does{least}\n"
             f"{self.lower} of {len(self.stolen)} stolen ones score lower\n"
@@ -81,7 +84,7 @@ class Verdict:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Case:
     """The queries of a finished run, and its suspects' scores to compare with."""
 
@@ -108,23 +111,34 @@ class Case:
         responses = self._responses(_tensor(answers))
         sides = metrics.sides(self.scores, "score_8bit")
         highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().to_numpy(float)
+        label = str(self.scores["method"].iloc[0])
+        score, constant = self._score(responses), max(map(self._score, self._constants()), default=None)
+        stolen, independent, origins = (tuple(scores.tolist()) for scores in (*sides, highest))
+        return Verdict(label, len(self.fingerprint), score, independent, stolen, origins, constant, self.zoo)
+
+    def _score(self, responses: Tensor) -> float:
         try:
-            score = round(self.method.similarity(self.fingerprint, responses), 12)  # as the run's own
+            return round(self.method.similarity(self.fingerprint, responses), 12)  # as the run's own
         except (LookupError, RuntimeError, TypeError, ValueError) as error:  # a state that is not this method's
             raise UserError(f"the fingerprint is none of this method ({one_line(error)}); run it again") from error
-        label = str(self.scores["method"].iloc[0])
-        stolen, independent, origins = (tuple(scores.tolist()) for scores in (*sides, highest))
-        return Verdict(label, len(self.fingerprint), score, independent, stolen, origins, self.zoo)
+
+    def _constants(self) -> Iterator[Tensor]:
+        """Yield the responses of who gives the same class to all queries, for each class; none in a regression."""
+        labelled = self.method.access == "label"
+        for label in range(self.outputs) if labelled or "labels" in self.fingerprint.state else ():
+            labels = torch.full((len(self.fingerprint),), label)
+            yield labels if labelled else F.one_hot(labels, self.outputs).float()
 
     def _responses(self, answers: Tensor) -> Tensor:
         n, labelled = len(self.fingerprint), self.method.access == "label"
-        shape = (n,) if labelled else (n, self.outputs)
-        require(answers.shape == shape, "answers", f"the shape {shape}, one a query", tuple(answers.shape))
+        shape, what = ((n,), "the label") if labelled else ((n, self.outputs), "what the API says, not a label alone,")
+        require(answers.shape == shape, "answers", f"the shape {shape}, {what} of each query", tuple(answers.shape))
         numbers = answers.double()
         require(bool(numbers.isfinite().all()), "answers", "finite numbers", "others")
         if labelled:
             odd = numbers[(numbers != numbers.round()) | (numbers < 0) | (numbers >= self.outputs)].tolist()
-            require(not odd, "answers", f"labels, whole numbers from 0 to {self.outputs - 1}", odd[:3])
+            some = ", ".join(f"{number:g}" for number in odd[:3])
+            require(not odd, "answers", f"labels, whole numbers from 0 to {self.outputs - 1}", some)
             return answers.long()
         if "labels" in self.fingerprint.state:  # else a regression
             sums, outside = numbers.sum(1), (numbers - 0.5).abs().amax(1) > 0.5 + ROUNDING
@@ -152,9 +166,10 @@ def case(run: Path | str, *words: str) -> Case:
     files name is called: the method is the one of that name here, with the numbers that the manifest has.
 
     Raises:
-        UserError: no run, a damaged one, one under an evasion, or one without queries.
+        UserError: no run, one that is not done, a damaged one, one under an evasion, or one without queries.
     """
     folder = Path(run)
+    report.missing([folder], status.LOST_S)
     runs = report.find([folder])
     several = f"{len(runs)} below it; give one, such as {runs[0]}"
     require(folder.resolve() in runs, str(folder), "the folder of one run", several)
@@ -259,6 +274,8 @@ def read_answers(case: Case, path: Path) -> Tensor:
         frame = pd.read_csv(io.BytesIO(data), sep=separator, dtype=str, keep_default_na=False, index_col=False)
         frame.columns = frame.columns.str.strip().str.lower()
         frame = frame.set_index(frame[QUERY].str.strip()).drop(columns=QUERY)
+        if separator == ";":
+            frame = frame.replace(",", ".", regex=True)  # where it is between columns, a comma is the decimal point
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the {ANSWERS} of `queries`, filled in") from error
     except (ValueError, LookupError, AttributeError) as error:
@@ -276,9 +293,8 @@ def read_answers(case: Case, path: Path) -> Tensor:
     odd = numbers.isna().any(axis=1)
     if odd.any():
         row = cells[odd].iloc[0]
-        raise UserError(
-            f"{path}: {row.name}: expected a number in {', '.join(columns)}; got {', '.join(row) or 'nothing'}; "
-            "classes are numbers from 0"
-        )
+        got = ", ".join(filter(None, row)) or "nothing"
+        hint = "classes are numbers from 0" if columns == [LABEL] else "write 0.76, not 76%"
+        raise UserError(f"{path}: {row.name}: expected a number in {', '.join(columns)}; got {got}; {hint}")
     answers = torch.tensor(numbers.to_numpy(float))
     return answers[:, 0] if columns == [LABEL] else answers

@@ -186,7 +186,7 @@ def judge(bench: Bench, folder: Path) -> None:
     log.info("%s", summary(findings))
     if findings["holds"].all():
         return
-    broken = f"{complaint(findings)}; all findings: {folder / FILE}"
+    broken = f"{complaint(findings)}; all findings: {folder / FILE}{_doubt(bench, findings)}"
     if gates.action == "warn":
         log.warning("%s", broken)
         return
@@ -195,6 +195,14 @@ def judge(bench: Bench, folder: Path) -> None:
         f"{broken}; nothing built is lost: gates.action=warn goes on all the same, zoo.training.epochs=N trains longer "
         f"than the {epochs} of now, and gates.spared=[PATTERN,...] lists attacks that are meant to hurt"
     )
+
+
+def _doubt(bench: Bench, findings: DataFrame) -> str:
+    """Return what to ask about a source that was given and knows nothing of these images; no training helps it."""
+    of_source = findings[(findings["suspect"] == SOURCE) & (findings["gate"] == "learnt")]
+    if bench.settings.zoo.weights is None or of_source["holds"].all():
+        return ""
+    return "; has zoo.weights the classes in the order of the data, and does its network take images in [0, 1]?"
 
 
 def read(folder: Path) -> DataFrame:

@@ -18,6 +18,7 @@ from fingerbench.zoo.train import Scene
 
 NAMED, LONGEST = 3, 80  # tensors that an error names, and characters of each
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what networks may have; the others fit none
+PARALLEL = "module."  # what DataParallel puts before names
 WRITE = "safetensors.torch.save_file(model.state_dict(), FILE) writes one; pickles, such as .pt, are never read"
 
 
@@ -54,8 +55,7 @@ class Given:
         require(digest(tensors) == self.sha256, _named(path), "the weights that this run began with", "others")
         wrong = misfit(model, tensors)
         if wrong:
-            hint = "is it of this zoo.source, zoo.width and number of classes?"
-            raise UserError(f"{_named(path)} does not fit {architecture}: {wrong}; {hint}")
+            raise UserError(f"{_named(path)} does not fit {architecture}: {wrong}; {_cure(model, tensors)}")
         model.load_state_dict(tensors, strict=True)
         return model
 
@@ -102,6 +102,15 @@ def misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
         ),
     }
     return "; ".join(f"{what} {found}" for what, names in parts.items() if (found := _some(names)))
+
+
+def _cure(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    state = model.state_dict()
+    if all(name.startswith(PARALLEL) for name in tensors):
+        return f"save model.module.state_dict(), or take {PARALLEL!r} off the names"
+    if {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in tensors.items()}:
+        return "save model.float().state_dict()"
+    return "is it of this zoo.source, zoo.width and number of classes?"
 
 
 def _form(tensor: Tensor) -> str:
