@@ -177,6 +177,7 @@ class Store:
         self.root = Path(root).absolute()
         self.locks = locks
         self.lease_s = lease_s
+        self._sums: dict[str, tuple[str, tuple[int, int]]] = {}  # of payloads, and when their records were written
         self._leases: dict[str, BaseFileLock] = {}  # each remembers since when it saw its file untouched
 
     def path(self, spec: Spec) -> Path:
@@ -231,14 +232,20 @@ class Store:
         A parent that is gone, or damaged itself, says nothing; nor does a record of before they named their parents.
         """
         for parent in spec.needs():
-            was, now = record.get("parents", {}).get(parent.key), self._sha256(parent)
-            if None not in (was, now) and was != now:
+            was = record.get("parents", {}).get(parent.key)
+            if was and self._sha256(parent) not in (was, None):
                 raise DamagedError(f"{spec.label}: it was made of another {parent.label} than the store has now")
 
     def _sha256(self, spec: Spec) -> str | None:
-        with suppress(KeyError, DamagedError):
-            return str(self.record(spec)["sha256"])
-        return None
+        """Return the checksum in the record of an artefact, None without one; read once, as many may be made of it."""
+        try:
+            file = (self.path(spec) / RECORD).stat()
+            mark = file.st_ino, file.st_mtime_ns
+            if self._sums.get(spec.key, ("", None))[1] != mark:
+                self._sums[spec.key] = str(self.record(spec)["sha256"]), mark
+            return self._sums[spec.key][0]
+        except (OSError, KeyError, DamagedError):
+            return None
 
     def _set_aside(self, place: Path) -> Path:
         aside = self.root / "damaged" / f"{place.parent.name}-{place.name[:16]}-{time.time_ns()}"
