@@ -221,7 +221,7 @@ def test_cudnn_makes_no_trials_for_what_is_asked_once(store, monkeypatch):
     asked = [
         ResponseSpec(fingerprint, spec, bench.method.access, None),
         AccuracySpec(spec, evasion),
-        AgreementSpec(spec, bench.zoo.original(), 20),
+        AgreementSpec(spec, bench.zoo.original()),
         spec,  # is measured once it is made
     ]
     for one in asked:

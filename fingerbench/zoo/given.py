@@ -94,7 +94,7 @@ def misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     both = [name for name in state if name in tensors]
     parts = {
         "it lacks": (name for name in state if name not in tensors),
-        "it has besides": (name for name in tensors if name not in state),
+        "it has besides": (name for name in sorted(tensors) if name not in state),
         "it differs in": (
             f"{name} ({_form(tensors[name])} for {_form(state[name])})"
             for name in both
