@@ -56,6 +56,7 @@ def test_train_speed_refuses_fewer_images_than_a_batch():
     assert "at least a batch" in finish(start(["benchmarks/train_speed.py"], "--images", "4"), code=2)
 
 
+@pytest.mark.slow
 def test_half_precision_asks_every_suspect_again(built):
     words = [*TINY, f"store={built[0]}", "attack=[source,distill]", "--methods", "random"]
     _, _, *rows = columns(finish(start(["benchmarks/half_precision.py"], *words)))

@@ -100,6 +100,7 @@ def whole(tmp_path_factory):
     return folder / "store", scores(folder / "run")
 
 
+@pytest.mark.faults
 def test_kills_at_any_moment_lose_nothing_finished(whole, tmp_path, faults, ledger):
     """kill -9 of the run, or of one of its workers, drawn at random; the same command goes on, again and again."""
     chance = random.Random(0)
@@ -182,6 +183,7 @@ def test_a_read_only_store_is_read_and_never_written(whole, tmp_path, ledger):
     assert scores(tmp_path / "run") == whole[1] and gone == 0
 
 
+@pytest.mark.faults
 def test_truncated_and_flipped_files_are_named_and_made_again(whole, tmp_path, faults, ledger):
     chance = random.Random(1)
     store = tmp_path / "store"

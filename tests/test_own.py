@@ -342,7 +342,7 @@ def spoil(state, kind):
         ),
         (
             "parallel",
-            r"it has besides module.1.weight, .*; save model.module.state_dict\(\), or take 'module.' off the",
+            r"it has besides module.1.bias, .*; save model.module.state_dict\(\), or take 'module.' off the",
         ),
         ("nan", "expected finite values; got others in 5.bias"),
         ("empty", "expected the weights of a network; got 'no tensor'"),
