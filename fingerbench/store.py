@@ -132,9 +132,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.key
     if is_dataclass(value) and not isinstance(value, type):
-        version = getattr(
-            type(value), "version", None
-        )  # of a method, an attack, ...: raised by hand, as that of a Spec
+        # Of a method, an attack, ...: raised by hand, as that of a Spec.
+        version = getattr(type(value), "version", None)
         told = {"version": version} if isinstance(version, int) else {}
         return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **told, **_fields(value)}
     if isinstance(value, Mapping):
