@@ -41,7 +41,7 @@ test-slow: $(READY) ## the long and statistical tests
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(READY) ## 50 kills and all other faults; LEDGER=FILE for the table
-	$(BIN)/python -m pytest tests/test_faults.py -m "faults or not faults" --faults 50 $(if $(LEDGER),--ledger $(LEDGER))
+	$(BIN)/python -m pytest tests/test_faults.py -m faults --faults 50 $(if $(LEDGER),--ledger $(LEDGER))
 
 test-slurm: $(READY) ## the tests on a real SLURM, which they start and stop here: needs root and Debian's packages
 	$(BIN)/python -m pytest -m slurm tests/test_slurm.py

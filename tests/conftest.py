@@ -52,7 +52,7 @@ class Recorder(TorchDispatchMode):
 
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
-LONG = ("test_paper", "test_run", "test_gpu", "test_faults", "test_status", "test_launchers", "test_readme")
+LONG = ("test_paper", "test_run", "test_gpu", "test_status", "test_launchers", "test_readme")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,7 @@
 """What clusters do to a suite: every fault is injected for real, and counted in a ledger that is printed at the end.
 
-In CI a few of most; `make test-faults` many of all, and the ledger as a table. Survived: the same command went on to
-the very scores of an undisturbed run, or the fault was refused in one line and nothing lost. Lost: artefacts that were
+Outside CI: `make test-faults` injects many, and prints the ledger as a table. Survived: the same command went on to the
+very scores of an undisturbed run, or the fault was refused in one line and nothing lost. Lost: artefacts that were
 finished before the fault and are not there, or not sound, after it.
 """
 
@@ -21,6 +21,8 @@ from conftest import TINY, finish, start
 from PIL import Image
 
 from fingerbench.store import PAYLOAD, RECORD
+
+pytestmark = pytest.mark.faults
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
 SMALL = [*TINY, "method=random", "attack=[source,noise]", "zoo.training.epochs=2"]
@@ -100,7 +102,6 @@ def whole(tmp_path_factory):
     return folder / "store", scores(folder / "run")
 
 
-@pytest.mark.faults
 def test_kills_at_any_moment_lose_nothing_finished(whole, tmp_path, faults, ledger):
     """kill -9 of the run, or of one of its workers, drawn at random; the same command goes on, again and again."""
     chance = random.Random(0)
@@ -129,7 +130,6 @@ def test_kills_at_any_moment_lose_nothing_finished(whole, tmp_path, faults, ledg
     assert gone == 0
 
 
-@pytest.mark.faults
 def test_a_terminated_run_ends_at_once_and_goes_on(whole, tmp_path, faults, ledger):
     """SIGTERM, as a scheduler sends it before it requeues."""
     store, rounds, gone = tmp_path / "store", max(1, faults // 10), 0
@@ -148,7 +148,6 @@ def test_a_terminated_run_ends_at_once_and_goes_on(whole, tmp_path, faults, ledg
     assert scores(tmp_path / "run") == whole[1] and gone == 0
 
 
-@pytest.mark.faults
 @ROOT_ONLY
 def test_a_full_disk_is_told_and_what_is_finished_stays(whole, tmp_path, ledger):
     place = tmp_path / "disk"
@@ -164,7 +163,6 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(whole, tmp_path, ledger)
     assert scores(tmp_path / "run") == whole[1] and gone == 0
 
 
-@pytest.mark.faults
 @ROOT_ONLY
 def test_a_read_only_store_is_read_and_never_written(whole, tmp_path, ledger):
     place = tmp_path / "disk"
@@ -183,7 +181,6 @@ def test_a_read_only_store_is_read_and_never_written(whole, tmp_path, ledger):
     assert scores(tmp_path / "run") == whole[1] and gone == 0
 
 
-@pytest.mark.faults
 def test_truncated_and_flipped_files_are_named_and_made_again(whole, tmp_path, faults, ledger):
     chance = random.Random(1)
     store = tmp_path / "store"
@@ -205,7 +202,6 @@ def test_truncated_and_flipped_files_are_named_and_made_again(whole, tmp_path, f
     assert scores(tmp_path / "run") == whole[1]
 
 
-@pytest.mark.faults
 def test_many_workers_on_one_store_end_as_one_run_does(whole, tmp_path, ledger):
     """Four runs with two workers each, started together."""
     store = tmp_path / "store"
@@ -231,7 +227,6 @@ os.utime = ahead
 """
 
 
-@pytest.mark.faults
 def test_clocks_an_hour_apart_take_nobodys_lease(whole, tmp_path, ledger):
     """Two runs with locks=lease; one of them lives an hour in the future."""
     store = tmp_path / "store"
@@ -247,7 +242,6 @@ def test_clocks_an_hour_apart_take_nobodys_lease(whole, tmp_path, ledger):
     ledger("clocks an hour apart, soft locks", 1, 1, lost(inventory(whole[0]), store))
 
 
-@pytest.mark.faults
 def test_a_stale_lease_is_taken_over(whole, tmp_path, ledger):
     """A lock file of a host that is gone: no process is left to ask about it."""
     store = tmp_path / "store"
@@ -313,7 +307,6 @@ def test_a_worker_out_of_memory_ends_the_run_in_one_line(whole, tmp_path, ledger
     assert inventory(store) == before
 
 
-@pytest.mark.faults
 def test_a_changed_data_set_is_refused(tmp_path, ledger):
     images, store = tmp_path / "images", tmp_path / "store"
     chance = random.Random(2)

@@ -158,6 +158,7 @@ def test_a_sweep_and_its_report(built, tmp_path):
             assert (folder / name).stat().st_size > 100
 
 
+@pytest.mark.slow
 def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
     words = [*TINY, f"store={built[0]}", f"hydra.sweep.dir={tmp_path}", "attack=[source]", "method=random"]
     finish(start(["run.py"], "-m", *words, "label='${queries} queries'", "queries=5,10"))
@@ -182,6 +183,7 @@ def test_a_gan_is_shown_and_its_fid_is_a_cost_of_its_own(built, tmp_path):
     assert learnt["value"].tolist() == pytest.approx(models.accuracy[learnt.index].tolist())
 
 
+@pytest.mark.slow
 def test_metafinger_learns_from_augmented_surrogates(built, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(built[0], store)
