@@ -45,11 +45,12 @@ def glyphs(count: int, seed: int) -> NDArray[np.int64]:
     varies from glyph to glyph and, smoothly, along the stroke. The ranges are measured: see `conf/data/digits.yaml`.
     """
     rng = np.random.default_rng(seed)
-    font = rng.integers(len(FONTS), size=(count, 1, 1))
-    character = rng.choice(len(CHARACTERS), size=(count, 1, 1), p=LIKELY / LIKELY.sum())
+    font = rng.integers(len(FONTS), size=count)
+    character = rng.choice(len(CHARACTERS), size=count, p=LIKELY / LIKELY.sum())
     row, column = _sampled_at(rng, count)
     thickness = _per_image(rng, count, *THICKNESS) + PRESSURE * _smooth_fields(rng, count)
-    ink = _depths()[font, character, row, column] > -thickness
+    drawn, which = np.unique(np.stack([font, character], 1), axis=0, return_inverse=True)
+    ink = _depths(drawn)[which.reshape(-1, 1, 1), row, column] > -thickness
     return ink.reshape(count, 8, 4, 8, 4).sum(axis=(2, 4))
 
 
@@ -77,13 +78,16 @@ def _smooth_fields(rng: np.random.Generator, count: int) -> Floats:
     return waves @ (rng.normal(size=(count, WAVES, WAVES)) / WAVES) @ waves.T
 
 
-def _depths() -> NDArray[np.float32]:
-    """Return how deep each pixel lies inside each glyph, negative outside: (fonts, characters, CANVAS, CANVAS)."""
+def _depths(drawn: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return how deep each pixel lies inside each glyph, negative outside: (n, CANVAS, CANVAS).
+
+    drawn: (n, 2), the indices of font and character.
+    """
     from scipy.ndimage import distance_transform_edt
 
-    shapes = (_shape(font, character) for font in FONTS for character in CHARACTERS)
+    shapes = (_shape(FONTS[font], CHARACTERS[character]) for font, character in drawn)
     depths = [distance_transform_edt(shape) - distance_transform_edt(~shape) for shape in shapes]
-    return np.array(depths, dtype=np.float32).reshape(len(FONTS), len(CHARACTERS), CANVAS, CANVAS)
+    return np.array(depths, dtype=np.float32)
 
 
 def _shape(font: str, character: str) -> NDArray[np.bool_]:
