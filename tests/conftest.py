@@ -1,5 +1,6 @@
 """Shared by the tests: a tiny zoo on the digits, real in every part."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ TINY = [
     "zoo.tuning.epochs=1",
     "data.transfer=300",
     "queries=20",
-    "jobs=2",
+    "jobs=1",  # each worker takes seconds to start
 ]
 
 
@@ -118,9 +119,31 @@ def run(store, folder, *words, code=0, tiny=True, timeout=300):
     return finish(start(["run.py"], *settings, *words), code, timeout)
 
 
+# Runs run.py with each of several lists of words, all in one process, and prints the exit code and output of each.
+SEVERAL = """
+import contextlib, io, json, runpy, sys
+for words in json.loads(sys.argv.pop()):
+    sys.argv[1:] = words
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(output):
+        try:
+            code = runpy.run_path("run.py", run_name="__main__") and 0
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, output.getvalue()]))
+"""
+
+
+def refuse(store, folder, cases, *settings):
+    """Run `python run.py` with the words of each case, (words, answer); it must refuse all, with those answers."""
+    settings = [*settings, f"store={store}", f"hydra.run.dir={folder}"]
+    lines = finish(start(["-c", SEVERAL, json.dumps([[*settings, *words] for words, _ in cases])])).splitlines()
+    for (words, answer), (code, output) in zip(cases, map(json.loads, lines), strict=True):
+        assert code == 2 and f"error: {answer}" in output and "Traceback" not in output, (words, code, output)
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     """A store with the tiny zoo of two families, built by one run; (store, run folder, output)."""
     folder = tmp_path_factory.mktemp("built")
-    output = run(folder / "store", folder / "run", "method=random", "attack=[source,finetune,distill]")
+    output = run(folder / "store", folder / "run", "method=random", "attack=[source,finetune,distill]", "jobs=2")
     return folder / "store", folder / "run", output

@@ -58,6 +58,11 @@ def device(request):
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, product
 
 
+def slow_but(quick, names):
+    """Return the names as parameters, slow but for those that are quick enough for CI."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 others = pytest.mark.parametrize("device", OTHERS, indirect=True)
 
 
@@ -191,7 +196,7 @@ def score(bench, device):
     return bench.method.similarity(fingerprint, answers[0]) if len(fingerprint) else 0.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but({*METHODS} - {"naturalfinger"}, METHODS))
 @others
 def test_a_fingerprint_made_on_a_device_is_answered_on_the_cpu(store, device, method, tmp_path):
     words = [f"method={method}", "attack=source", "gan.steps=3"]
@@ -249,7 +254,7 @@ def test_an_evasion_changes_queries_alike(store, device, name):
     assert all(tensor.device.type == device.type and bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
-@pytest.mark.parametrize("name", GANS)
+@pytest.mark.parametrize("name", slow_but(("sagan",), GANS))
 @others
 def test_a_gan_takes_the_same_steps(store, device, name, monkeypatch):
     monkeypatch.setattr(train, "SETTLE_BATCHES", 2)

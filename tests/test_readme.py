@@ -39,7 +39,7 @@ def test_a_new_method_and_a_new_attack_are_two_files_each(checkout):
 def test_the_python_example(built, tmp_path):
     (block,) = re.findall(r"```python\n(import fingerbench as fb\n.*?)```", README, re.DOTALL)
     shutil.copytree(built[0], tmp_path / "store")
-    overrides = [*TINY, f"store={tmp_path / 'store'}", "attack=[source,prune]"]
+    overrides = [*TINY, f"store={tmp_path / 'store'}", "attack=[source,prune]", "attack.prune.variants=['0.9']"]
     block = block.replace('"data=digits"', ", ".join(map(repr, overrides))).replace("runs/TIME", str(built[1]))
     finish(start(["-c", f"my_api = lambda image: 0\n{block}\nassert 0 <= verdict.score <= 1 and verdict.p > 0"]))
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import run
+from conftest import refuse, run
 from torch.nn import functional as F
 
 import fingerbench as fb
@@ -158,19 +158,17 @@ def test_a_regression_runs_from_end_to_end(tmp_path):
     assert (tmp_path / "again" / "cells.csv").read_bytes() == (folder / "cells.csv").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        *(
-            ([f"method={name}"], f"method={name}: expected a data set with classes, or a method with access to outputs")
-            for name in config.options("method")
-            if name != "metav"
-        ),
-        (["attack=adversarial"], "attack=adversarial: expected a data set with classes, or attack="),
-        (["attack=knockoff"], "attack=knockoff: expected a data set with classes, or attack="),
-        (["zoo.source=resnet18"], "resnet18: expected 3 channels of 16x16 or more"),
-    ],
-)
-def test_what_a_regression_cannot_do_is_told_in_one_line(tmp_path, words, answer):
-    output = run(tmp_path / "store", tmp_path / "run", *SMALL, *words, code=2, tiny=False)
-    assert f"error: {answer}" in output and "Traceback" not in output
+BEYOND = [
+    *(
+        ([f"method={name}"], f"method={name}: expected a data set with classes, or a method with access to outputs")
+        for name in config.options("method")
+        if name != "metav"
+    ),
+    (["attack=adversarial"], "attack=adversarial: expected a data set with classes, or attack="),
+    (["attack=knockoff"], "attack=knockoff: expected a data set with classes, or attack="),
+    (["zoo.source=resnet18"], "resnet18: expected 3 channels of 16x16 or more"),
+]
+
+
+def test_what_a_regression_cannot_do_is_told_in_one_line(tmp_path):
+    refuse(tmp_path / "store", tmp_path / "run", BEYOND, *SMALL)
