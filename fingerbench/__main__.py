@@ -97,6 +97,8 @@ def _add_case(commands: Any) -> None:
     judge.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     judge.add_argument("answers", type=Path, metavar="ANSWERS", help="answers.csv of `queries`, filled in")
     judge.add_argument("overrides", **words)
+    text = "the same of models that are known to be independent, such as of your own; then p is about those"
+    judge.add_argument("--controls", nargs="+", type=Path, default=[], metavar="ANSWERS", help=text)
     judge.add_argument("--json", action="store_true", help="as JSON")
     judge.set_defaults(command=_verdict)
 
@@ -258,8 +260,12 @@ def _queries(parsed: argparse.Namespace) -> None:
 def _verdict(parsed: argparse.Namespace) -> None:
     from fingerbench.evaluate.case import case, read_answers
 
-    found = case(parsed.run, *parsed.overrides)
-    verdict = found.verdict(read_answers(found, parsed.answers))
+    found, paths = case(parsed.run, *parsed.overrides), [parsed.answers, *parsed.controls]
+    twice = [path for i, path in enumerate(paths) if path.resolve() in [earlier.resolve() for earlier in paths[:i]]]
+    expected = "the answers of one model a file, the suspect's not among them"
+    require(not twice, "--controls", expected, ", ".join(map(str, twice[:1])))
+    answers, *controls = (read_answers(found, path) for path in paths)
+    verdict = found.verdict(answers, controls)
     numbers = {"p": verdict.p, "as_high": verdict.as_high, "lower": verdict.lower}
     _out(json.dumps(asdict(verdict) | numbers, indent=1) if parsed.json else str(verdict))
 

@@ -62,6 +62,15 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
     assert f"random: score {said['score']:.5g} on 20 queries" in capsys.readouterr().out
     assert main(["queries", str(built[1]), "--out", str(folder)]) == 2  # what was filled in stays
     assert pd.read_csv(answers)["label"].notna().all()
+    table["label"], control = predict(suspects["mirror/source"], seen).argmax(1).tolist(), tmp_path / "control.csv"
+    table.to_csv(control, index=False)
+    capsys.readouterr()
+    assert main(["verdict", str(built[1]), str(answers), "--json", "--controls", str(control)]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known["controls"] == [scores.score_8bit["mirror/source"]] and known["score"] == said["score"]
+    assert known["p"] == (1 if known["controls"][0] >= said["score"] else 0.5)
+    assert main(["verdict", str(built[1]), str(answers), "--controls", str(control), str(answers)]) == 2
+    assert "--controls: expected the answers of one model a file, the suspect's not" in capsys.readouterr().err
 
 
 def test_a_verdict_counts_those_that_score_as_high():
@@ -71,8 +80,17 @@ def test_a_verdict_counts_those_that_score_as_high():
     assert (verdict.as_high, verdict.lower, verdict.p) == (2, 1, 0.5)
     assert "2 of 4 independent suspects score as high; the highest 0.7\n1 of the 3 networks they" in str(verdict)
     lowest = Verdict("ipguard", 100, 0.9, alone, (), verdict.origins, None)
-    assert lowest.p == 0.25 and "0 of the 3 networks they descend from have one that does, and 3 cannot" in str(lowest)
+    assert lowest.p == 0.25 and "0 of the 3 networks they descend from have one that does\n" in str(lowest)
+    assert str(lowest).endswith("if it is like those of the run; 3 cannot say less")
     assert Verdict("ipguard", 100, 0.9, (), (), (), None).p == 1
+
+
+def test_controls_take_the_place_of_the_zoo_in_p():
+    verdict = Verdict("ipguard", 100, 0.6, (0.1,), (0.5,), (0.1,), None, controls=(0.7, 0.2, 0.3, 0.1))
+    assert verdict.p == 0.4 and "\n1 of 4 controls score as high; the highest 0.7\np = 0.4: " in str(verdict)
+    assert str(verdict).endswith("if it is like the controls")
+    lowest = replace(verdict, score=0.9)
+    assert lowest.p == 0.2 and str(lowest).endswith("if it is like the controls; 4 cannot say less")
 
 
 def test_what_descends_from_one_network_has_one_origin(built):

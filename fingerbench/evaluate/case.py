@@ -46,11 +46,12 @@ class Verdict:
     origins: tuple[float, ...]  # for each network that the independent ones descend from, their highest score
     constant: float | None  # the highest score of who gives the same class to all queries; None in a regression
     zoo: str = ""  # which gates those suspects break, if any
+    controls: tuple[float, ...] = ()  # scores of models outside the zoo that are known to be independent
 
     @property
     def as_high(self) -> int:
         """How many independent suspects score as high."""
-        return sum(score >= self.score for score in self.independent)
+        return self._as_high(self.independent)
 
     @property
     def lower(self) -> int:
@@ -59,29 +60,45 @@ class Verdict:
 
     @property
     def p(self) -> float:
-        """How likely, at most, an independent model scores as high, if it is one more like those of the run.
+        """How likely, at most, an independent model scores as high, if it is one more like the controls.
 
-        (1 + origins as high) / (1 + origins), a permutation p-value, which is never 0 (Phipson and Smyth 2010). What
-        descends from one network has one voice, as its answers are alike; the suspect is of an origin of its own.
+        (1 + controls as high) / (1 + controls), a permutation p-value, which is never 0 (Phipson and Smyth 2010).
+        Without controls the origins are taken: what descends from one network has one voice, as its answers are alike,
+        and the suspect is of an origin of its own. Never both: whom it is like, it is like either.
         """
-        return (1 + self._origins_as_high) / (1 + len(self.origins))
+        return (1 + self._as_high(self._peers)) / (1 + len(self._peers))
 
     @property
-    def _origins_as_high(self) -> int:
-        return sum(score >= self.score for score in self.origins)
+    def _peers(self) -> tuple[float, ...]:
+        return self.controls or self.origins
+
+    def _as_high(self, scores: Sequence[float]) -> int:
+        return sum(score >= self.score for score in scores)
 
     def __str__(self) -> str:
-        most = f"; the highest {max(self.independent):.5g}" if self.independent else ""
-        least = "" if self.as_high else f", and {len(self.origins)} cannot say less"
         same = "" if self.constant is None else f"; who always says the same class has up to {self.constant:.5g}"
-        return (
-            f"{self.method}: score {self.score:.5g} on {self.queries} queries{same}\n"
-            f"{self.as_high} of {len(self.independent)} independent suspects score as high{most}\n"
-            f"{self._origins_as_high} of the {len(self.origins)} networks they descend from have one that does{least}\n"
-            f"{self.lower} of {len(self.stolen)} stolen ones score lower\n"
-            f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like those of the run"
-            + (f"\n{self.zoo}; so they say less about others" if self.zoo else "")
+        descent = (
+            f"{self._as_high(self.origins)} of the {len(self.origins)} networks they descend from have one that does"
         )
+        controls = (
+            f"{self._as_high(self.controls)} of {len(self.controls)} controls score as high{_highest(self.controls)}"
+        )
+        least = "" if self._as_high(self._peers) else f"; {len(self._peers)} cannot say less"
+        lines = [
+            f"{self.method}: score {self.score:.5g} on {self.queries} queries{same}",
+            f"{self.as_high} of {len(self.independent)} independent suspects score as high{_highest(self.independent)}",
+            descent,
+            f"{self.lower} of {len(self.stolen)} stolen ones score lower",
+            *([controls] if self.controls else []),
+            f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like "
+            f"{'the controls' if self.controls else 'those of the run'}{least}",
+            *([f"{self.zoo}; so they say less about others"] if self.zoo else []),
+        ]
+        return "\n".join(lines)
+
+
+def _highest(scores: Sequence[float]) -> str:
+    return f"; the highest {max(scores):.5g}" if scores else ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,22 +116,24 @@ class Case:
         """What to ask: float32 (n, c, h, w), multiples of 1/255 in [0, 1], as images of 8 bits a value hold them."""
         return eight_bit(self.fingerprint.queries)
 
-    def verdict(self, answers: Any) -> Verdict:
+    def verdict(self, answers: Any, controls: Sequence[Any] = ()) -> Verdict:
         """Return what the answers to `queries`, in their order, are worth.
 
         answers: a tensor, an array or a list; labels (n,), whole numbers from 0, or what the API says (n, outputs),
         probabilities or the values of a regression, by the access of the method.
+        controls: such answers of others, each known to be independent of the source and of the others.
 
         Raises:
             UserError: they are not such answers.
         """
-        responses = self._responses(_tensor(answers))
+        score, *known = (self._score(self._responses(_tensor(one))) for one in (answers, *controls))
         sides = metrics.sides(self.scores, "score_8bit")
         highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().to_numpy(float)
         label = str(self.scores["method"].iloc[0])
-        score, constant = self._score(responses), max(map(self._score, self._constants()), default=None)
+        constant = max(map(self._score, self._constants()), default=None)
         stolen, independent, origins = (tuple(scores.tolist()) for scores in (*sides, highest))
-        return Verdict(label, len(self.fingerprint), score, independent, stolen, origins, constant, self.zoo)
+        queries = len(self.fingerprint)
+        return Verdict(label, queries, score, independent, stolen, origins, constant, self.zoo, tuple(known))
 
     def _score(self, responses: Tensor) -> float:
         try:
