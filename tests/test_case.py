@@ -275,7 +275,7 @@ def test_a_verdict_says_which_gates_the_zoo_breaks(built, tmp_path):
     (folder / "gates.csv").write_text("\n".join(rows))
     broken = "gates: the zoo breaks kept of 1 suspect (prune/0.9 0.500 < 0.800)"
     verdict = fb.case(folder).verdict([1] * 20)
-    assert verdict.zoo == broken and str(verdict).endswith(f"\n{broken}; so they say less about others")
+    assert verdict.zoo == broken and str(verdict).endswith(f"\n{broken}; so its models say less about others")
     for lines in (rows[::2], []):  # all hold; nobody looked
         (folder / "gates.csv").write_text("\n".join(lines)) if lines else (folder / "gates.csv").unlink()
         assert fb.case(folder).zoo == ""

@@ -92,7 +92,7 @@ class Verdict:
             *([controls] if self.controls else []),
             f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like "
             f"{'the controls' if self.controls else 'those of the run'}{least}",
-            *([f"{self.zoo}; so they say less about others"] if self.zoo else []),
+            *([f"{self.zoo}; so its models say less about others"] if self.zoo else []),
         ]
         return "\n".join(lines)
 
