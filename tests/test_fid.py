@@ -43,3 +43,10 @@ def test_the_features_are_what_the_last_layer_takes(name):
     assert taken.shape == (3, features.num_features)
     if name == "resnet18":
         torch.testing.assert_close(final_layer(model)(taken), model(x))
+
+
+def test_features_of_several_rows_an_image_are_averaged():
+    x = torch.rand(3, 3, 4, 4)
+    tokens, squares, pixels = nn.Sequential(nn.Flatten(2), nn.Linear(16, 10)), nn.Linear(4, 10), nn.Conv2d(3, 10, 1)
+    for model, averaged in ((tokens, x.flatten(2).mean(1)), (squares, x.mean((1, 2))), (pixels, x.mean((2, 3)))):
+        torch.testing.assert_close(Penultimate(model)(x), averaged)

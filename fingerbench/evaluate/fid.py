@@ -73,22 +73,24 @@ class FidSpec(Spec):
 class Penultimate(nn.Module):
     """A classifier's features: images (n, c, h, w) in [0, 1] -> what its last layer takes, (n, num_features).
 
-    Where that layer is a convolution, its input is averaged over the image.
+    Where that layer takes more than a row an image, such as a convolution or a layer of tokens, rows are averaged.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         last = final_layer(model)
-        self.num_features = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+        linear = isinstance(last, nn.Linear)
+        self.num_features = last.in_features if linear else last.in_channels
+        self._axis = -1 if linear else 1  # of the features
         self._taken: list[Tensor] = []
         last.register_forward_pre_hook(lambda _, inputs: self._taken.append(inputs[0]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of x."""
         self.model(x)
-        features = self._taken.pop()
-        return features.mean((2, 3)) if features.ndim == 4 else features
+        features = self._taken.pop().movedim(self._axis, -1)
+        return features.reshape(len(x), -1, features.shape[-1]).mean(1)
 
 
 def fid(features: Penultimate, gan: Gan, real: Images, generator: torch.Generator) -> float:
