@@ -179,8 +179,9 @@ def test_a_zoo_that_breaks_a_gate_is_refused_and_nothing_is_lost(built, tmp_path
         assert step in output
     assert not pd.read_csv(tmp_path / "stop" / "gates.csv")["holds"].all()
     assert not (tmp_path / "stop" / "scores.csv").exists()
-    output = run(built[0], tmp_path / "off", *words, "gates.action=off")
-    assert "gates: " not in output and not (tmp_path / "off" / "gates.csv").exists()
+    output = run(built[0], tmp_path / "stop", *words, "gates.action=off")
+    assert "gates: " not in output and not (tmp_path / "stop" / "gates.csv").exists()
+    assert (tmp_path / "stop" / "scores.csv").exists()
 
 
 def test_a_zoo_that_holds_passes_where_a_broken_one_would_stop(built, tmp_path):

@@ -173,11 +173,15 @@ def guess(bench: Bench) -> float:
 def judge(bench: Bench, folder: Path) -> None:
     """Write FILE into `folder`, all findings on a built zoo, and do with a zoo that breaks a gate what is asked.
 
+    Where there are no gates there is no FILE.
+
     Raises:
         UserError: it breaks one, and the action is "stop".
     """
     gates = chosen(bench)
     if gates is None:
+        with writing(folder, "hydra.run.dir"):
+            (folder / FILE).unlink(missing_ok=True)  # an earlier run's: nobody looked at this zoo
         return
     findings = gates.findings(facts(bench), surrogates(bench), guess(bench))
     with writing(folder, "hydra.run.dir"):
