@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,12 @@ from fingerbench.records import Fingerprint
 def suspects(built):
     bench = fb.open(*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]")
     return {name: bench.model(name) for name in bench.models}
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    """The folder of a run, to be changed."""
+    return Path(shutil.copytree(built[1], tmp_path / "run"))
 
 
 def test_every_suspect_of_a_run_gets_its_score(built, suspects):
@@ -195,55 +202,49 @@ def test_a_table_that_a_spreadsheet_wrote_is_read(built, names, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["score"] == fb.case(built[1]).verdict([1] * 20).score
 
 
-def test_a_run_names_no_code(built, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(built[1], folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+def test_a_run_names_no_code(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
     manifest["config"]["method"] |= {"_target_": "os.system", "command": "false"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert type(fb.case(folder).method).__name__ == "RandomImages"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert type(fb.case(copy).method).__name__ == "RandomImages"
     for name, said in (("../evasion/jpeg", "expected the name of a file in conf/method"), ("nobody", "nobody")):
         manifest["config"]["method"]["name"] = name
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (copy / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match=said):
-            fb.case(folder)
+            fb.case(copy)
     for setting in ({"_target_": "os.system", "command": "false"}, "${oc.env:HOME}", [{"_target_": "os.abort"}], "x"):
         manifest["config"]["method"] = {"name": "metav", "init": setting}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (copy / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(
             UserError, match=r"manifest\.json: (init: expected numbers and texts|unknown MetaV\.init 'x')"
         ):
-            fb.case(folder)
+            fb.case(copy)
     del manifest["config"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest\.json: does not say which method it ran"):
-        fb.case(folder)
+        fb.case(copy)
 
 
-def test_the_settings_of_the_run_are_those_of_the_method(built, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(built[1], folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+def test_the_settings_of_the_run_are_those_of_the_method(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
     manifest["config"]["method"] = {"name": "metav", "_target_": "x", "features": "logits", "unheard": 1}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    case, shipped = fb.case(folder), config.build(config.compose(["method=metav"]).method)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    case, shipped = fb.case(copy), config.build(config.compose(["method=metav"]).method)
     assert shipped.features != "logits" and case.method == replace(shipped, features="logits")
     with pytest.raises(UserError, match=r"the fingerprint is none of this method \(no 'hidden_weight'\)"):
         case.verdict(torch.full((20, 10), 0.1))
 
 
-def test_a_fingerprint_of_another_run_is_refused(built, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(built[1], folder)
-    write_fingerprint(Fingerprint(torch.rand(3, 3, 16, 16), {}), folder / "fingerprint.safetensors")
+def test_a_fingerprint_of_another_run_is_refused(copy, tmp_path):
+    write_fingerprint(Fingerprint(torch.rand(3, 3, 16, 16), {}), copy / "fingerprint.safetensors")
     with pytest.raises(UserError, match=r"fingerprint\.safetensors: expected 20 queries; got 3"):
-        fb.case(folder)
+        fb.case(copy)
     with pytest.raises(UserError, match="none: no such folder; give folders of runs"):
         fb.case(tmp_path / "none")
     with pytest.raises(UserError, match=r"expected the folder of one run; got '1 below it; give one, such as .*run'"):
         fb.case(tmp_path)
     with pytest.raises(UserError, match=r"expected no words but hydra\.searchpath=\[\.\.\.\]; got 'method=akh'"):
-        fb.case(folder, "method=akh")
+        fb.case(copy, "method=akh")
 
 
 def test_a_spreadsheet_where_a_comma_is_the_decimal_point(tmp_path):
@@ -256,47 +257,41 @@ def test_a_spreadsheet_where_a_comma_is_the_decimal_point(tmp_path):
         read_answers(case, path)
 
 
-def test_a_run_that_is_not_done_says_how_to_go_on(built, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(built[1], folder)
-    job = json.loads((folder / "status.json").read_text())
-    (folder / "status.json").write_text(json.dumps(job | {"state": "interrupted"}))
-    assert main(["queries", str(folder), "--out", str(tmp_path / "ask")]) == 2
-    assert f"its run is interrupted; python -m fingerbench status {folder} says why, and how" in capsys.readouterr().err
+def test_a_run_that_is_not_done_says_how_to_go_on(copy, tmp_path, capsys):
+    job = json.loads((copy / "status.json").read_text())
+    (copy / "status.json").write_text(json.dumps(job | {"state": "interrupted"}))
+    assert main(["queries", str(copy), "--out", str(tmp_path / "ask")]) == 2
+    assert f"its run is interrupted; python -m fingerbench status {copy} says why, and how" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["verdict", str(folder)])
+        main(["verdict", str(copy)])
     assert "the following arguments are required: ANSWERS\n" in capsys.readouterr().err
 
 
-def test_a_verdict_says_which_gates_the_zoo_breaks(built, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(built[1], folder)
+def test_a_verdict_says_which_gates_the_zoo_breaks(copy):
     rows = ["suspect,gate,value,limit,holds", "prune/0.9,kept,0.5,0.8,False", "source,learnt,0.9,0.3,True"]
-    (folder / "gates.csv").write_text("\n".join(rows))
+    (copy / "gates.csv").write_text("\n".join(rows))
     broken = "gates: the zoo breaks kept of 1 suspect (prune/0.9 0.500 < 0.800)"
-    verdict = fb.case(folder).verdict([1] * 20)
+    verdict = fb.case(copy).verdict([1] * 20)
     assert verdict.zoo == broken and str(verdict).endswith(f"\n{broken}; so its models say less about others")
     for lines in (rows[::2], []):  # all hold; nobody looked
-        (folder / "gates.csv").write_text("\n".join(lines)) if lines else (folder / "gates.csv").unlink()
-        assert fb.case(folder).zoo == ""
+        (copy / "gates.csv").write_text("\n".join(lines)) if lines else (copy / "gates.csv").unlink()
+        assert fb.case(copy).zoo == ""
     for damage in ("", "suspect,gate", rows[1], *(f"{rows[0]}\n{row}" for row in ("a,b,1,1,True", "a,kept,1,1,no"))):
-        (folder / "gates.csv").write_text(damage)
+        (copy / "gates.csv").write_text(damage)
         with pytest.raises(UserError, match=r"gates\.csv: (not the gates of a run|expected gates learnt, kept)"):
-            fb.case(folder)
+            fb.case(copy)
 
 
-def test_what_cannot_be_compared_is_refused(built, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(built[1], folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "outputs"}))
+def test_what_cannot_be_compared_is_refused(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "outputs"}))
     with pytest.raises(
         UserError, match=r"expected the number of outputs, as runs have it from now on: run its command"
     ):
-        fb.case(folder)
-    scores = (folder / "scores.csv").read_text()
-    (folder / "scores.csv").write_text(scores.replace(",none,", ",jpeg,"))
+        fb.case(copy)
+    scores = (copy / "scores.csv").read_text()
+    (copy / "scores.csv").write_text(scores.replace(",none,", ",jpeg,"))
     with pytest.raises(
         UserError, match="expected a run without evasion=, since the suspect has none of ours; got 'jpeg'"
     ):
-        fb.case(folder)
+        fb.case(copy)
