@@ -50,7 +50,7 @@ def _words() -> list[str]:
     """Return the overrides of this job that change its configuration."""
     given = HydraConfig.get().overrides
     task, hydra = map(status.overrides, (given.task, given.hydra))
-    return [*task, *(word for word in hydra if word.startswith("hydra.searchpath="))]
+    return [*task, *config.searched(hydra)]
 
 
 def _terminate(_number: int, _frame: object) -> None:

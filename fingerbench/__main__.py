@@ -168,7 +168,7 @@ def _rows(what: str, overrides: Sequence[str]) -> list[Any]:
     singular = what.removesuffix("s")
     if singular not in GROUPS:
         raise unknown("list", what, ["zoo", "architectures", *LIBRARIES, *GROUPS])
-    return config.options(singular)
+    return config.options(singular, overrides)
 
 
 def _show(parsed: argparse.Namespace) -> None:

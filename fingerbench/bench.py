@@ -333,7 +333,7 @@ class Bench:
         _ = self.models, self.fingerprint_spec, self.workshop  # made here, so that the copy has them
         other = copy.copy(self)
         other.settings = copy.deepcopy(self.settings)
-        other.settings.evasion = config.choice("evasion", evasion)
+        other.settings.evasion = config.choice("evasion", evasion, self.overrides)
         kept = [word for word in self.overrides if not word.startswith(("evasion=", "evasion."))]
         other.overrides = (*kept, f"evasion={evasion}")
         other.__dict__.pop("evasion_spec", None)

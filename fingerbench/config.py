@@ -68,23 +68,30 @@ def check(arguments: Sequence[str]) -> None:
         cluster.check(whole.hydra, bool(many))
 
 
-def options(group: str) -> list[str]:
-    """Return the names that a config group knows, such as the methods for "method"."""
-    with _hydra() as hydra:
-        return sorted(hydra.config_loader.get_group_options(group))
+def searched(words: Sequence[str]) -> list[str]:
+    """Return those of the overrides that say where else configuration is, such as "hydra.searchpath=[file:///DIR]"."""
+    return [word for word in words if word.startswith("hydra.searchpath=")]
 
 
-def choice(group: str, name: str) -> DictConfig:
+def options(group: str, words: Sequence[str] = ()) -> list[str]:
+    """Return the names that a config group knows, such as the methods for "method"; `words`: see `searched`."""
+    with _hydra() as hydra, _explained():
+        return sorted(hydra.config_loader.get_group_options(group, overrides=searched(words)))
+
+
+def choice(group: str, name: str, words: Sequence[str] = ()) -> DictConfig:
     """Return the node of one choice of a group, such as "jpeg" of "evasion", its references to other groups still open.
+
+    words: see `searched`.
 
     Raises:
         UserError: there is no such choice.
     """
-    with _hydra() as hydra:
-        known = hydra.config_loader.get_group_options(group)
-        if name not in known:
-            raise unknown(group, name, known)
-        return hydra_compose(f"{group}/{name}")[group]
+    known = options(group, words)
+    if name not in known:
+        raise unknown(group, name, known)
+    with _hydra():
+        return hydra_compose(overrides=[*searched(words), f"+{group}={name}"])[group]
 
 
 def require_resolved(settings: DictConfig, key: str) -> None:

@@ -302,7 +302,7 @@ def _begun(path: Path) -> str:
     if not job.command:
         raise UserError(f"cannot tell what {path} needs: {job.error}; leave its folder out, or give its words instead")
     words = [word for word in job.words if word.partition("=")[0] not in config.WHERE]
-    found = [word for word in shlex.split(job.command) if word.startswith("hydra.searchpath=")]
+    found = config.searched(shlex.split(job.command))
     return shlex.join(["python", "run.py", *words, *found])
 
 

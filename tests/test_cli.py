@@ -30,6 +30,15 @@ def test_list_methods_and_friends(capsys):
         assert expected in capsys.readouterr().out.split()
 
 
+def test_what_a_search_path_brings_is_listed(tmp_path, capsys):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("name: mine\n")
+    assert main(["list", "methods", f"hydra.searchpath=[file://{tmp_path}]"]) == 0
+    assert {"mine", "ipguard"} <= set(capsys.readouterr().out.split())
+    assert main(["list", "methods"]) == 0
+    assert "mine" not in capsys.readouterr().out.split()
+
+
 def test_an_unknown_name_is_answered_with_so_many_names():
     names = [f"n{i:03d}" for i in range(100)]
     assert str(unknown("number", "n7", names)).endswith(f"known: {', '.join(names[:30])}, ... (100 in all)")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, run
+from conftest import ROOT, TINY, run
 from PIL import Image
 from torch.nn import functional as F
 
@@ -240,3 +240,12 @@ def test_the_same_benchmark_under_another_evasion(bench):
     assert under.under("flip").using("akh").settings.evasion.name == "flip"
     with pytest.raises(UserError, match="did you mean 'median'"):
         bench.under("medain")
+
+
+def test_an_evasion_of_ones_own_is_one_to_be_under(bench, tmp_path):
+    (tmp_path / "evasion").mkdir()
+    own = (ROOT / "conf" / "evasion" / "jpeg.yaml").read_text().replace("name: jpeg", "name: mine")
+    (tmp_path / "evasion" / "mine.yaml").write_text(own)
+    under = fb.open(*bench.overrides, f"hydra.searchpath=[file://{tmp_path}]").under("mine")
+    assert under.evasion_spec.evasion == bench.under("jpeg").evasion_spec.evasion
+    assert under.settings.evasion.name == "mine"

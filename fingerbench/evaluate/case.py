@@ -192,8 +192,7 @@ def case(run: Path | str, *words: str) -> Case:
     runs = report.find([folder])
     several = f"{len(runs)} below it; give one, such as {runs[0]}"
     require(folder.resolve() in runs, str(folder), "the folder of one run", several)
-    found_by = all(word.startswith("hydra.searchpath=") for word in words)
-    require(found_by, str(folder), "no words but hydra.searchpath=[...]", " ".join(words))
+    require(config.searched(words) == [*words], str(folder), "no words but hydra.searchpath=[...]", " ".join(words))
     found = report.load(folder)
     evasion = found.scores["evasion"].iloc[0]
     require(evasion == "none", str(folder), "a run without evasion=, since the suspect has none of ours", evasion)

@@ -264,8 +264,8 @@ def read_all(words: Sequence[str], *, partial: bool = False) -> list[Page]:
     One that makes no sense under `words`, or with what its methods found, is left out, with a warning.
     """
     pages = []
-    for name in config.options("experiment"):
-        if "experiment" not in config.compose([f"experiment={name}"]):
+    for name in config.options("experiment", words):
+        if "experiment" not in config.compose([f"experiment={name}", *config.searched(words)]):
             continue  # a group of settings
         try:
             pages.append(read(name, words, partial=partial))
@@ -351,7 +351,7 @@ def chosen(words: Sequence[str]) -> str:
     """
     names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     if len(names) != 1:
-        raise unknown("experiment", ", ".join(names), config.options("experiment"))
+        raise unknown("experiment", ", ".join(names), config.options("experiment", words))
     return names[0]
 
 
