@@ -67,6 +67,14 @@ def cells(name, *words, seeds=(0, 1)):
     return recipe, every
 
 
+def test_cells_that_differ_by_their_seed_are_as_if_composed():
+    words = ["experiment=naturalfinger_table3", "experiment.seeds=[0,7]"]
+    every = experiment.cells(experiment.recipe(config.compose(words)), words)
+    assert [cell.bench.settings.seed for cell in every[:2]] == [0, 7]
+    for cell in every[:4]:
+        assert cell.bench.settings == config.compose(cell.bench.overrides)
+
+
 def drawn(name, *words, seeds=(0, 1)):
     """Return the cells and the exhibits, by name."""
     recipe, every = cells(name, *words, seeds=seeds)

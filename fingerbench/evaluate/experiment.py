@@ -7,6 +7,7 @@ back from the store and draws; it never makes anything.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -150,7 +151,7 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
     Raises:
         UserError: an override of what the experiment varies itself.
     """
-    grid = {**dict(_leaves(experiment.grid)), "seed": experiment.seeds}
+    grid = {**dict(_leaves(experiment.grid)), "seed": experiment.seeds}  # the seed last, see `_bench`
     for axis, values in grid.items():
         require(isinstance(values, list | tuple) and len(values) > 0, _axis(axis), "a list such as [a,b]", values)
     for key in (word.lstrip("+").partition("=")[0] for word in words):
@@ -186,11 +187,19 @@ def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Be
     overrides = (*words, *varied)
     key = json.dumps(overrides)
     if key not in benches:
-        settings = config.compose(overrides)
+        twin = next((b for b in benches.values() if b.overrides[:-1] == overrides[:-1]), None)
+        settings = _reseeded(twin.settings, point["seed"]) if twin else config.compose(overrides)
         alike = (bench for bench in benches.values() if bench.settings.data == settings.data)
         lender = next(alike, None)
         benches[key] = Bench(settings, overrides, lender.data if lender else None)
     return benches[key].under(point["evasion"]) if "evasion" in point else benches[key]
+
+
+def _reseeded(settings: DictConfig, seed: Any) -> DictConfig:
+    """Return `settings` with another seed, as composing them anew would, which takes a third of a second."""
+    other = copy.deepcopy(settings)
+    other.seed = seed
+    return other
 
 
 def _text(value: Any) -> str:
