@@ -14,6 +14,11 @@ from fingerbench.evaluate.panels import Panel
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# Yang, Wang, Wang, IJCAI 2022, and its code.
+METAFINGER = (
+    "The paper's source on CIFAR-10 is a wide ResNet, WRN-16-6, ours the one that is named here; its numbers are means "
+    "over 3 models a setting, and we have one."
+)
 SPREAD = "means over the seeds, with the range over the seeds as a band, a thin line or in brackets"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import SPREAD, over_seeds, panel
+from experiments.common import METAFINGER, SPREAD, over_seeds, panel
 from fingerbench.evaluate import metrics, plots
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 from fingerbench.evaluate.panels import line_panels
@@ -37,7 +37,7 @@ class Figure7(Experiment):
         said = (
             "Accuracy gap: mean query accuracy of all positives less that of all negatives. A line for each "
             "augmentation factor AF, the number of noised copies that stand beside each negative surrogate. Where no "
-            f"single query was found, the gap is 0. {SPREAD.capitalize()}. {caption(cells, paper=True)}"
+            f"single query was found, the gap is 0. {SPREAD.capitalize()}. {METAFINGER} {caption(cells, paper=True)}"
         )
         lines = panel(rows, "negatives", series="curve", xlabel="negative surrogates, without their copies")
         lines = replace(lines, colours=dict(zip(lines.series, plots.OTHER_COLOURS, strict=False)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import SPREAD, by_label, over_seeds, queries_of, scores_of
+from experiments.common import METAFINGER, SPREAD, by_label, over_seeds, queries_of, scores_of
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
 
@@ -50,8 +50,8 @@ class Table1(Experiment):
         others = "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, values in WATERMARKS.items())
         said = (
             "Per cent of queries to which an independent model answers what the source does; less is better. "
-            f"{SPREAD.capitalize()}. The paper's are means over 3 models of an architecture; we have one of each, "
-            f"and the seeds are those of the method. The paper's watermarks, not in this benchmark, in the order "
+            f"{SPREAD.capitalize()}, which are those of the method. {METAFINGER} The paper's watermarks, not in this "
+            "benchmark, in the order "
             f"{', '.join(names)}: {others}. {queries_of(cells)} {caption(cells, paper=True)}"
         )
         return [Exhibit("metafinger_table1", said, table=table, data=rows)]

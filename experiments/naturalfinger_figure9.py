@@ -39,7 +39,7 @@ class Figure9(Experiment):
         table["fid"] = [fid.facts["fid"] for fid in fids.values()]
         table["paper"] = [PAPER.get(gan, math.nan) for gan in by_label(cells)]
         said = f"{caption(cells, paper=True)} Mean over the seeds, with its 95 % bootstrap interval over suspects."
-        drawn = f"{said} Bars: ours, lines: intervals, open markers: the paper's."
+        drawn = f"{said} Bars: ours, lines: intervals, open markers: the paper's, from its plotting script."
         features = next(iter(fids.values())).facts["features"]
         about = f"{said} FID to the owner's half, of images of the GAN's own latents, with the {features}."
         numbers = ["gan", "queries", "aruc", "aruc_low", "aruc_high", "auc", "auc_low", "auc_high", "fid", "paper"]

@@ -90,7 +90,7 @@ def test_figure_3_has_means_and_ranges_of_what_is_there(draw, tmp_path):
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((np.mean(values), min(values), max(values)))
     shown = table(drawn, "metafinger_figure3")
     assert shown["family"].tolist() == ["finetune", "prune", "all"]
-    means = [c.scores.query("pirated and family == 'prune'")["score"].mean() for c in every if c.label == "akh"]
+    means = [c.scores.set_index("suspect").loc["prune/0.1", "score"] for c in every if c.label == "akh"]  # not 0.9
     assert shown.loc[1, "akh"] == f"{np.mean(means):.3f} [{min(means):.3f}, {max(means):.3f}]"
     assert all(file.stat().st_size for file in write(drawn, tmp_path))
 
@@ -103,10 +103,36 @@ def test_the_paper_stands_beside_the_methods_that_it_has(draw):
     assert shown["paper"].tolist() == list(CLEAN["ipguard"][:2])
     assert "12.67, 10.67, 11.00, 9.67" in drawn.exhibits[0].caption
     assert "cannot be compared" in drawn.exhibits[0].caption
-    drawn, _ = draw("freqgan_table1", *alone, families=["source", "prune"])
+    drawn, (cell,) = draw("freqgan_table1", *alone, families=["source", "prune"])
     shown = table(drawn, "freqgan_table1_paper").set_index("theft")
     assert shown["paper"].to_dict() == {column: PAPER["ipguard"][column] for column in ("WP", "AVG")}
-    assert shown["ours"].tolist() == [f"{drawn.exhibits[0].table.loc[0, 'WP']:.3f}"] * 2
+    scores = cell.scores.set_index("suspect")
+    negative = scores.loc["mirror/source", "score"]
+    expected = np.mean([(s > negative) + (s == negative) / 2 for s in scores.loc[["prune/0.1", "prune/0.9"], "score"]])
+    assert shown["ours"].tolist() == [f"{expected:.3f}"] * 2  # the paper has no mirrors
+
+
+def test_what_stands_beside_freqgans_paper_is_of_its_kind(draw):
+    words = ("experiment.grid.method=[random]", "experiment.seeds=[0]", "label=freqgan")
+    drawn, (cell,) = draw("freqgan_table1", *words, families=["source", "distill", "scratch"])
+    scores = cell.scores.set_index("suspect")["score"]
+    negatives = scores[["mirror/source", "scratch/vgg19_bn"]].tolist()
+    assert "mirror/distill/resnet18" in scores and "distill/vgg19_bn" in scores
+    shown = table(drawn, "freqgan_table1_paper").set_index("theft")
+    assert shown.loc["MEP", "ours"] == f"{metrics.auc([scores['distill/resnet18']], negatives):.3f}"
+
+
+def test_figure_3_has_the_strongest_noise_of_its_own(draw):
+    drawn, (cell,) = draw(
+        "metafinger_figure3",
+        "experiment.grid.method=[akh]",
+        "experiment.seeds=[0]",
+        "attack.noise.variants=[2,9]",
+        families=["source", "noise"],
+    )
+    shown, scores = table(drawn, "metafinger_figure3").set_index("family")["akh"], cell.scores.set_index("suspect")
+    assert list(shown.index) == ["noise", "strongest noise", "all"]
+    assert shown["strongest noise"] == f"{scores.loc['noise/2', 'score']:.3f}"
 
 
 def test_table_1_is_in_per_cent(draw):

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NAMED = 4  # settings that a caption names
+# Where they differ, numbers can be compared all the same: keys, and beginnings of keys, of the configuration.
+HARMLESS = (
+    *(key for key in config.LOCAL if key != "zoo.weights"),
+    "seed",
+    "zoo.seed",
+    "label",
+    "gates.",
+    "experiment.",
+)
+HARMLESS += ("logger.", "threads", "deterministic", "precision", "data.download")
+
 
 @dataclass(frozen=True, eq=False)
 class Cell:
@@ -390,11 +402,42 @@ def _made(cell: Cell) -> bool:
 
 
 def incomparable(bench: Bench) -> str:
-    """Return why numbers of this benchmark must not be compared with the paper's; empty if they may."""
+    """Return what keeps the numbers of this benchmark from comparison with the paper's, as far as settings tell.
+
+    Empty where nothing but what the experiment itself varies differs from `data=cifar10 profile=paper`.
+    """
     name, profile = bench.settings.data.name, bench.settings.profile
-    if (name, profile) == ("cifar10", "paper"):
+    if (name, profile) != ("cifar10", "paper"):
+        return (
+            f"The paper's numbers are of CIFAR-10 and networks of full width; ours, of {name} with profile {profile}, "
+            "cannot be compared with them."
+        )
+    changed = _changed(bench)
+    if not changed:
         return ""
-    return (
-        f"The paper's numbers are of CIFAR-10 and networks of full width; ours, of {name} with profile {profile}, "
-        "cannot be compared with them."
-    )
+    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+    return f"Ours are not of profile paper as it is, but with {', '.join(changed[:NAMED])}{more}."
+
+
+def _changed(bench: Bench) -> list[str]:
+    """Return as KEY=VALUE what differs from the same experiment with plain `data=cifar10 profile=paper`."""
+    varied = {"experiment", "method", "gan", "surrogates", "evasion", "hydra.searchpath"}
+    if "experiment" in bench.settings:
+        varied |= {key for key, _ in _leaves(config.build(bench.settings.experiment).grid)}
+    kept = [word for word in bench.overrides if word.partition("=")[0] in varied]
+    plain = config.compose(["data=cifar10", "profile=paper", *kept])
+    ours, theirs = (dict(_flat(OmegaConf.to_container(settings))) for settings in (bench.settings, plain))
+    differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(HARMLESS)]
+    told = {key: "FILE" if key in config.LOCAL else _text(ours.get(key)) for key in differ}
+    if set(bench.settings.attack) != set(plain.attack):
+        told = {key: text for key, text in told.items() if not key.startswith("attack.")}
+        told["attack"] = _text(list(bench.settings.attack))
+    return [f"{key}={text}" for key, text in told.items()]
+
+
+def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _flat(value, f"{path}{key}.")
+    else:
+        yield path[:-1], node
