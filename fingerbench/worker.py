@@ -77,7 +77,9 @@ def _attempt(bench: Bench, line: str) -> dict[str, Any]:
 def _out_of_memory(error: Exception) -> bool:
     # The allocator of PyTorch's CPU tensors has no exception of its own, nor has what CUDA and its libraries take for
     # themselves, such as a context where other workers have filled the GPU.
-    signs = ("DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED")
+    # Where no plan of cuDNN's gets its workspace, PyTorch says that there is no engine.
+    no_plan = "unable to find an engine to execute"
+    signs = ("DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", no_plan)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 

@@ -75,6 +75,19 @@ def test_cells_that_differ_by_their_seed_are_as_if_composed():
         assert cell.bench.settings == config.compose(cell.bench.overrides)
 
 
+def test_no_method_waits_for_suspects(monkeypatch):
+    recipe, every = cells("methods", "experiment.grid.method=[ipguard,metafinger]", seeds=[0])
+    built = []
+    monkeypatch.setattr(Bench, "build", lambda bench, specs: built.extend(specs))
+    experiment.fill(recipe, every)
+    kinds = [spec.kind for spec in built]
+    last, prints = len(kinds) - 1 - kinds[::-1].index("fingerprint"), [s for s in built if s.kind == "fingerprint"]
+    needed = {spec.key for one in prints for spec in one.needs()}
+    assert len(prints) == 2 and {spec.key for spec in built[: last - 1]} == needed
+    asked = [spec.suspect.key for spec in built if spec.kind == "response"]
+    assert kinds[-len(asked) :] == ["response"] * len(asked) and asked == sorted(asked)
+
+
 def drawn(name, *words, seeds=(0, 1)):
     """Return the cells and the exhibits, by name."""
     recipe, every = cells(name, *words, seeds=seeds)

@@ -42,6 +42,7 @@ def attempt(store, spec):
     [
         "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",  # a context
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "FIND was unable to find an engine to execute this computation",  # no room for a workspace of cuDNN's
         "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
     ],
 )

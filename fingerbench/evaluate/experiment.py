@@ -25,7 +25,7 @@ from fingerbench.bench import Bench
 from fingerbench.errors import UserError, require, unknown, writing
 from fingerbench.evaluate import metrics, plots, report, tables
 from fingerbench.evaluate.run import cost, describe, scores
-from fingerbench.evaluate.specs import ResponseSpec
+from fingerbench.evaluate.specs import FingerprintSpec, ResponseSpec
 from fingerbench.files import write_json
 from fingerbench.store import Spec
 
@@ -239,13 +239,20 @@ def plan(settings: DictConfig, words: Sequence[str]) -> list[Spec]:
 
 
 def _in_order(specs: Iterable[Spec]) -> list[Spec]:
-    """Return `specs`, each once: first what takes long, then the questions, those to one suspect together.
+    """Return `specs`, each once: what fingerprints wait for, they, then the rest, last the questions.
 
-    A worker has the suspect that it asked last at hand.
+    So the method that takes longest is not left alone at the end. Questions to one suspect are together, since a worker
+    has the suspect that it asked last at hand.
     """
     unique = list({spec.key: spec for spec in specs}.values())
-    asked = [spec for spec in unique if isinstance(spec, ResponseSpec)]
-    return [*(s for s in unique if not isinstance(s, ResponseSpec)), *sorted(asked, key=lambda s: s.suspect.key)]
+    awaited = {need.key for spec in unique if isinstance(spec, FingerprintSpec) for need in spec.needs()}
+
+    def place(spec: Spec) -> tuple[int, str]:
+        if isinstance(spec, ResponseSpec):
+            return 3, spec.suspect.key
+        return (0 if spec.key in awaited else 1 if isinstance(spec, FingerprintSpec) else 2), ""
+
+    return sorted(unique, key=place)
 
 
 def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: bool = False) -> Page:

@@ -23,7 +23,7 @@ from fingerbench.records import Gan, Images
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of checkpoints; those of before they had one are the same
-CHECKPOINT_S = 300.0  # between two checkpoints; a kill costs this much at most
+CHECKPOINT_S = 60.0  # between two checkpoints; a kill costs this much at most
 SETTLE_BATCHES = 64  # by which an averaged generator finds its batch statistics
 
 

@@ -86,11 +86,21 @@ def supervise(model: nn.Module, images: Images, recipe: Recipe, bench: Workbench
 
 
 def answers(victim: nn.Module, images: Tensor, bench: Workbench) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function (images, indices) -> outputs of the victim. Without augmentation it is asked but once."""
+    """Return the function (images, indices) -> outputs of the victim, float32.
+
+    Without augmentation it is asked but once. Else it is asked in every step, on a GPU as fast as its student computes:
+    whole float32 there takes several times as long. On a CPU it is whole float32.
+    """
     if bench.augment.identity:
         table = predict(victim, pixels(images))
         return lambda _x, index: table[index]
-    return lambda x, _index: predict(victim, x)
+
+    def ask(x: Tensor, _index: Tensor) -> Tensor:
+        fast = bench.autocast and bench.device.type == "cuda"
+        with torch.autocast(bench.device.type, torch.bfloat16, enabled=fast):
+            return predict(victim, x).float()
+
+    return ask
 
 
 def fit(
