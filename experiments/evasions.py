@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from experiments.common import queries_of
 from experiments.freqgan_table1 import SHORT, aucs
 from fingerbench.evaluate import metrics
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption, incomparable
+from fingerbench.evaluate.captions import caption, incomparable
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.panels import Panel, radar_panels
 
 if TYPE_CHECKING:

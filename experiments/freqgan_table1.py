@@ -10,7 +10,8 @@ import numpy as np
 
 from experiments.common import over_seeds, queries_of
 from fingerbench.evaluate import metrics, tables
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import METAFINGER, SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
 from fingerbench.evaluate import plots, tables
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.panels import bar_panels, line_panels
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from experiments.common import METAFINGER, SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.panels import bar_panels
 
 # Yang, Wang, Wang, IJCAI 2022, text on figure 5.

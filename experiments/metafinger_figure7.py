@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import METAFINGER, SPREAD, over_seeds, panel
 from fingerbench.evaluate import metrics, plots
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.panels import line_panels
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import METAFINGER, SPREAD, by_label, over_seeds, queries_of, scores_of
 from fingerbench.evaluate import tables
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 
 if TYPE_CHECKING:
     from pandas import DataFrame

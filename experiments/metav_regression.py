@@ -10,8 +10,9 @@ from experiments.common import by_label
 from fingerbench.bench import Bench
 from fingerbench.errors import require
 from fingerbench.evaluate import metrics, tables
+from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.curves import aruc_panels
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.report import comparison
 from fingerbench.store import Spec
 

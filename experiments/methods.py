@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fingerbench.evaluate import tables
+from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.curves import comparison_figure
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.report import comparison, summaries
 
 

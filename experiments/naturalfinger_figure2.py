@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from fingerbench.bench import Bench
 from fingerbench.errors import require
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.images import query_grid
 from fingerbench.store import Spec
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from experiments.common import by_label
 from fingerbench.evaluate import tables
+from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.curves import aruc_panels
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.report import comparison, summaries
 
 # ARUC in the text of NaturalFinger (Yang et al. 2023), that of MetaV as 0.1330 below; the others are only drawn, lower.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from experiments.common import SPREAD, by_label, over_seeds, panel
 from fingerbench.errors import require
 from fingerbench.evaluate import plots
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.panels import Panel, line_panels
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from experiments.common import SPREAD, margins, over_seeds, panel, side_by_side
 from fingerbench.errors import require
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.panels import bar_panels, line_panels
 
 LINES = {

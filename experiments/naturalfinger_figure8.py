@@ -10,7 +10,8 @@ from torch import Tensor
 
 from experiments.common import by_label
 from fingerbench.bench import Bench
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.images import query_blocks
 from fingerbench.store import Spec
 

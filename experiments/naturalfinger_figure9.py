@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import by_label
 from fingerbench.evaluate import tables
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.images import query_grid
 from fingerbench.evaluate.panels import Panel, bar_panels
 from fingerbench.evaluate.report import comparison, summaries

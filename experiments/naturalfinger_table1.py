@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fingerbench.bench import Bench
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.store import Spec
 
 # NaturalFinger (Yang et al. 2023), table 1. It prints one number for the mirrors of all families together.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from experiments.common import over_seeds, range_of
 from fingerbench.bench import Bench
 from fingerbench.evaluate import tables
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.stealth import DetectionSpec, Detector, DetectorSpec
 from fingerbench.seeds import seed_for
 from fingerbench.store import Spec

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from experiments.common import range_of
 from fingerbench.evaluate import tables
-from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment, caption
+from fingerbench.evaluate.captions import caption
+from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.report import comparison
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.errors import UserError
 from fingerbench.evaluate import experiment, metrics, plots, tables
+from fingerbench.evaluate.captions import incomparable
 from fingerbench.evaluate.panels import Panel, bar_panels, line_panels
 from fingerbench.evaluate.report import Run
 
@@ -73,6 +74,24 @@ def test_cells_that_differ_by_their_seed_are_as_if_composed():
     assert [cell.bench.settings.seed for cell in every[:2]] == [0, 7]
     for cell in every[:4]:
         assert cell.bench.settings == config.compose(cell.bench.overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment=naturalfinger_table3", "method.input_transforms=false"], ""),  # varies it itself
+        (["experiment=metafinger_figure7", "surrogates.factor=3", "zoo.seed=3", "jobs=1"], ""),
+        (["experiment=naturalfinger_figure9", "gan=logan", "gan.steps=9"], "with gan.steps=9."),
+        (["experiment=methods", "queries=10", "attack=[source,prune]"], "with queries=10, attack=[source,prune]."),
+        (["experiment=methods", "recipe=lite"], "with zoo.training.epochs=2, zoo.training.batch=64, "),
+        (["experiment=methods", "zoo.weights=/home/me/mine.safetensors"], "with zoo.weights=FILE."),
+        (["experiment=methods", "data=digits"], "ours, of digits with profile paper, cannot be compared"),
+    ],
+)
+def test_a_caption_says_what_differs_from_the_papers_profile(words, said):
+    words = ["data=cifar10", "profile=paper", *words]
+    found = incomparable(Bench(config.compose(words), words))
+    assert said in found if said else found == ""
 
 
 def test_no_method_waits_for_suspects(monkeypatch):

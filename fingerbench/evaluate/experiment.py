@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,18 +34,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 log = logging.getLogger(__name__)
-
-NAMED = 4  # settings that a caption names
-# Where they differ, numbers can be compared all the same: keys, and beginnings of keys, of the configuration.
-HARMLESS = (
-    *(key for key in config.LOCAL if key != "zoo.weights"),
-    "seed",
-    "zoo.seed",
-    "label",
-    "gates.",
-    "experiment.",
-)
-HARMLESS += ("logger.", "threads", "deterministic", "precision", "data.download")
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +151,7 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
     Raises:
         UserError: an override of what the experiment varies itself.
     """
-    grid = {**dict(_leaves(experiment.grid)), "seed": experiment.seeds}  # the seed last, see `_bench`
+    grid = {**dict(config.leaves(experiment.grid)), "seed": experiment.seeds}  # the seed last, see `_bench`
     for axis, values in grid.items():
         require(isinstance(values, list | tuple) and len(values) > 0, _axis(axis), "a list such as [a,b]", values)
     for key in (word.lstrip("+").partition("=")[0] for word in words):
@@ -175,27 +163,19 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
     return [Cell(point, _command(point, words), _bench(point, words, benches)) for point in points]
 
 
-def _leaves(grid: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, list[Any]]]:
-    for key, value in grid.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
-
-
 def _axis(key: str) -> str:
     return "experiment.seeds" if key == "seed" else f"experiment.grid.{key}"
 
 
 def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
-    choices = {_axis(key): f"[{_text(value)}]" for key, value in point.items()}
+    choices = {_axis(key): f"[{config.text(value)}]" for key, value in point.items()}
     others = (word for word in words if word.partition("=")[0] not in {*choices, *config.WHERE})
     return shlex.join(["python", "run.py", *others, *(f"{axis}={value}" for axis, value in choices.items())])
 
 
 def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Bench]) -> Bench:
     """Return the benchmark at a point of the grid; `benches` made before lend it what is the same."""
-    varied = (f"{key}={_text(value)}" for key, value in point.items() if key != "evasion")
+    varied = (f"{key}={config.text(value)}" for key, value in point.items() if key != "evasion")
     overrides = (*words, *varied)
     key = json.dumps(overrides)
     if key not in benches:
@@ -212,15 +192,6 @@ def _reseeded(settings: DictConfig, seed: Any) -> DictConfig:
     other = copy.deepcopy(settings)
     other.seed = seed
     return other
-
-
-def _text(value: Any) -> str:
-    """Return a value as the command line takes it."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
 
 
 def fill(experiment: Experiment, filled: Sequence[Cell]) -> None:
@@ -357,7 +328,7 @@ def _write_scores(experiment: Experiment, filled: Sequence[Cell], path: Path) ->
 
     asking = [c for c in filled if any(isinstance(spec, ResponseSpec) for spec in experiment.needs(c.bench))]
     if asking:
-        frames = [cell.scores.assign(**{k: _text(v) for k, v in cell.settings.items()}) for cell in asking]
+        frames = [cell.scores.assign(**{k: config.text(v) for k, v in cell.settings.items()}) for cell in asking]
         pd.concat(frames).to_csv(path, index=False)
 
 
@@ -381,70 +352,3 @@ def chosen(words: Sequence[str]) -> str:
     if len(names) != 1:
         raise unknown("experiment", ", ".join(names), config.options("experiment", words))
     return names[0]
-
-
-def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True) -> str:
-    """Return what every caption of an experiment says: data set and source, profile, seeds, evasion, models, queries.
-
-    paper: numbers of the paper stand beside ours; where they cannot be compared, the caption says so. queries: whether
-    their number matters.
-    """
-    bench = drawn[0].bench
-    pirated = [suspect.pirated for suspect in bench.suspects]
-    seeds = sorted({cell.bench.settings.seed for cell in drawn})
-    asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
-    count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
-    evasions = {str(cell.bench.settings.evasion.name) for cell in drawn} - {"none"}
-    under = f", evasion {evasions.pop()}" if len(evasions) == 1 else ""
-    text = (
-        f"{bench.settings.data.name}/{bench.settings.zoo.source}, profile {bench.settings.profile}, "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{under}; "
-        f"{tables.suspects(sum(pirated), len(pirated) - sum(pirated))}{count}."
-    )
-    return f"{text} {incomparable(bench)}".strip() if paper else text
-
-
-def _made(cell: Cell) -> bool:
-    return cell.bench.store.has(cell.bench.fingerprint_spec)
-
-
-def incomparable(bench: Bench) -> str:
-    """Return what keeps the numbers of this benchmark from comparison with the paper's, as far as settings tell.
-
-    Empty where nothing but what the experiment itself varies differs from `data=cifar10 profile=paper`.
-    """
-    name, profile = bench.settings.data.name, bench.settings.profile
-    if (name, profile) != ("cifar10", "paper"):
-        return (
-            f"The paper's numbers are of CIFAR-10 and networks of full width; ours, of {name} with profile {profile}, "
-            "cannot be compared with them."
-        )
-    changed = _changed(bench)
-    if not changed:
-        return ""
-    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
-    return f"Ours are not of profile paper as it is, but with {', '.join(changed[:NAMED])}{more}."
-
-
-def _changed(bench: Bench) -> list[str]:
-    """Return as KEY=VALUE what differs from the same experiment with plain `data=cifar10 profile=paper`."""
-    varied = {"experiment", "method", "gan", "surrogates", "evasion", "hydra.searchpath"}
-    if "experiment" in bench.settings:
-        varied |= {key for key, _ in _leaves(config.build(bench.settings.experiment).grid)}
-    kept = [word for word in bench.overrides if word.partition("=")[0] in varied]
-    plain = config.compose(["data=cifar10", "profile=paper", *kept])
-    ours, theirs = (dict(_flat(OmegaConf.to_container(settings))) for settings in (bench.settings, plain))
-    differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(HARMLESS)]
-    told = {key: "FILE" if key in config.LOCAL else _text(ours.get(key)) for key in differ}
-    if set(bench.settings.attack) != set(plain.attack):
-        told = {key: text for key, text in told.items() if not key.startswith("attack.")}
-        told["attack"] = _text(list(bench.settings.attack))
-    return [f"{key}={text}" for key, text in told.items()]
-
-
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flat(value, f"{path}{key}.")
-    else:
-        yield path[:-1], node

@@ -1,0 +1,79 @@
+"""What captions say: of which models and queries numbers are, and what keeps them from comparison with a paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from fingerbench import config
+from fingerbench.bench import Bench
+from fingerbench.evaluate import tables
+
+if TYPE_CHECKING:
+    from fingerbench.evaluate.experiment import Cell
+
+NAMED = 4  # settings that a caption names
+# Beginnings of keys of the configuration that may differ: numbers can be compared all the same.
+HARMLESS = ("seed", "zoo.seed", "label", "gates.", "experiment.", "logger.", "threads", "deterministic", "precision")
+HARMLESS += ("data.download", *(key for key in config.LOCAL if key != "zoo.weights"))
+
+
+def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True) -> str:
+    """Return what every caption of an experiment says: data set and source, profile, seeds, evasion, models, queries.
+
+    paper: numbers of the paper stand beside ours; where they cannot be compared, the caption says so. queries: whether
+    their number matters.
+    """
+    bench = drawn[0].bench
+    pirated = [suspect.pirated for suspect in bench.suspects]
+    seeds = sorted({cell.bench.settings.seed for cell in drawn})
+    asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
+    count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
+    evasions = {str(cell.bench.settings.evasion.name) for cell in drawn} - {"none"}
+    under = f", evasion {evasions.pop()}" if len(evasions) == 1 else ""
+    text = (
+        f"{bench.settings.data.name}/{bench.settings.zoo.source}, profile {bench.settings.profile}, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{under}; "
+        f"{tables.suspects(sum(pirated), len(pirated) - sum(pirated))}{count}."
+    )
+    return f"{text} {incomparable(bench)}".strip() if paper else text
+
+
+def _made(cell: Cell) -> bool:
+    return cell.bench.store.has(cell.bench.fingerprint_spec)
+
+
+def incomparable(bench: Bench) -> str:
+    """Return what keeps the numbers of this benchmark from comparison with the paper's, as far as settings tell.
+
+    Empty where nothing but what the experiment itself varies differs from `data=cifar10 profile=paper`.
+    """
+    name, profile = bench.settings.data.name, bench.settings.profile
+    if (name, profile) != ("cifar10", "paper"):
+        return (
+            f"The paper's numbers are of CIFAR-10 and networks of full width; ours, of {name} with profile {profile}, "
+            "cannot be compared with them."
+        )
+    changed = _changed(bench)
+    if not changed:
+        return ""
+    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+    return f"Ours are not of profile paper as it is, but with {', '.join(changed[:NAMED])}{more}."
+
+
+def _changed(bench: Bench) -> list[str]:
+    """Return as KEY=VALUE what differs from the same experiment with plain `data=cifar10 profile=paper`."""
+    varied = {"experiment", "method", "gan", "surrogates", "evasion", "hydra.searchpath"}
+    if "experiment" in bench.settings:
+        varied |= {key for key, _ in config.leaves(config.build(bench.settings.experiment).grid)}
+    kept = [word for word in bench.overrides if word.partition("=")[0] in varied]
+    plain = config.compose(["data=cifar10", "profile=paper", *kept])
+    ours, theirs = (dict(config.leaves(OmegaConf.to_container(settings))) for settings in (bench.settings, plain))
+    differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(HARMLESS)]
+    told = {key: "FILE" if key in config.LOCAL else config.text(ours.get(key)) for key in differ}
+    if set(bench.settings.attack) != set(plain.attack):
+        told = {key: text for key, text in told.items() if not key.startswith("attack.")}
+        told["attack"] = config.text(list(bench.settings.attack))
+    return [f"{key}={text}" for key, text in told.items()]
