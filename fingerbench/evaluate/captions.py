@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 NAMED = 4  # settings that a caption names
 # Beginnings of keys of the configuration that may differ: numbers can be compared all the same.
-HARMLESS = ("seed", "zoo.seed", "label", "gates.", "experiment.", "logger.", "threads", "deterministic", "precision")
-HARMLESS += ("data.download", *(key for key in config.LOCAL if key != "zoo.weights"))
+HARMLESS = tuple(key for key in config.LOCAL if key != "zoo.weights")
+HARMLESS += ("seed", "zoo.seed", "label", "data.download", "gates.", "experiment.", "logger.", "threads")
+HARMLESS += ("deterministic", "precision")
 
 
 def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True) -> str:
