@@ -51,7 +51,7 @@ ENTRIES = {
     "naturalfinger_figure9": (
         "NaturalFinger, figure 9",
         ["0.8471", "0.91"],
-        ["attack=[source,finetune]"],
+        ["attack=[source,finetune]", "experiment.grid.gan=[sagan,reacgan]"],
     ),
     "metafinger_figure3": ("MetaFinger, figure 3", ["0.9934"], [*FEW, "experiment.grid.method=[metafinger]"]),
     "metafinger_figure5": ("MetaFinger, figure 5", ["> 0.80"], ["experiment.grid.method=[metafinger]"]),
