@@ -64,7 +64,7 @@ class Verdict:
 
         (1 + controls as high) / (1 + controls), a permutation p-value, which is never 0 (Phipson and Smyth 2010).
         Without controls the origins are taken: what descends from one network has one voice, as its answers are alike,
-        and the suspect is of an origin of its own. Never both: whom it is like, it is like either.
+        and the suspect is of an origin of its own. The two are not pooled: it may be like one and not like the other.
         """
         return (1 + self._as_high(self._peers)) / (1 + len(self._peers))
 
