@@ -157,6 +157,8 @@ def _rows(what: str, overrides: Sequence[str]) -> list[Any]:
         settings = config.compose(overrides)
         attacks = {str(family): config.build(node) for family, node in settings.attack.items()}
         return [asdict(suspect) for suspect in suspects(attacks, settings.zoo.source)]
+    others = config.searched(overrides) != list(overrides)
+    require(not others, f"list {what}", "no words but hydra.searchpath=[...]", " ".join(overrides))
     if what == "architectures":
         from fingerbench.nets import NETWORKS
 

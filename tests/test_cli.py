@@ -37,6 +37,8 @@ def test_what_a_search_path_brings_is_listed(tmp_path, capsys):
     assert {"mine", "ipguard"} <= set(capsys.readouterr().out.split())
     assert main(["list", "methods"]) == 0
     assert "mine" not in capsys.readouterr().out.split()
+    assert main(["list", "methods", "data=digits"]) == 2
+    assert "list methods: expected no words but hydra.searchpath=[...]; got 'data=digits'" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_answered_with_so_many_names():
