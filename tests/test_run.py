@@ -62,9 +62,10 @@ def test_the_same_again_makes_nothing(built, tmp_path):
 
 
 def test_one_family_builds_only_what_it_needs(tmp_path):
-    output = run(tmp_path / "store", tmp_path / "run", "method=random", "attack=finetune", "zoo.training.epochs=1")
-    assert "0 of 10 models" in output  # the source, its mirror, and four modes of each
-    assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 8
+    words = ["method=random", "attack=finetune", "attack.finetune.variants=[FTLL,RTLL]", "zoo.training.epochs=1"]
+    output = run(tmp_path / "store", tmp_path / "run", *words)
+    assert "0 of 6 models" in output  # the source, its mirror, and two modes of each
+    assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 4
 
 
 def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
@@ -84,7 +85,14 @@ def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
 
 def test_a_killed_worker_is_told_in_one_line_and_the_run_goes_on(built, tmp_path):
     store = tmp_path / "store"
-    settings = [*TINY, "jobs=2", f"store={store}", f"hydra.run.dir={tmp_path / 'run'}", "method=random", FAMILIES]
+    settings = [
+        *TINY,
+        "jobs=2",
+        f"store={store}",
+        f"hydra.run.dir={tmp_path / 'run'}",
+        "method=random",
+        "attack=[source,distill]",
+    ]
     process = start(["run.py"], *settings)
     await_a_model(store)
     children = [path.read_text().split() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
@@ -92,7 +100,9 @@ def test_a_killed_worker_is_told_in_one_line_and_the_run_goes_on(built, tmp_path
     output = finish(process)
     assert "a worker died (out of memory, or killed) while making" in output and "tried once more" in output
     assert "Traceback" not in output
-    assert (tmp_path / "run" / "scores.csv").read_bytes() == (built[1] / "scores.csv").read_bytes()
+    scores, undisturbed = (pd.read_csv(folder / "scores.csv") for folder in (tmp_path / "run", built[1]))
+    undisturbed = undisturbed[undisturbed["family"] != "finetune"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(scores, undisturbed, check_exact=True)
 
 
 def test_a_failing_maker_says_why(built, tmp_path):
