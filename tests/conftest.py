@@ -107,8 +107,12 @@ def start(script, *words, cwd=ROOT, environment=(), **kwargs):
 
 
 def finish(process, code=0, timeout=300):
-    """Wait for a process, and return its output; its exit code must be `code`."""
-    output, _ = process.communicate(timeout=timeout)
+    """Wait for a process, at most `timeout` seconds, and return its output; its exit code must be `code`."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()  # it must not work on beside the next tests
+        pytest.fail(f"not done after {timeout} s: {process.communicate()[0]}")
     assert process.returncode == code, output
     return output
 
