@@ -102,7 +102,7 @@ def _rows(cells: Sequence[Cell], chosen: Callable[[DataFrame], DataFrame] = lamb
         for cell in cells
         for name, value in means(aucs(chosen(cell.scores))).items()
     ]
-    return over_seeds(pd.DataFrame(long), ["method", "theft"], "auc")
+    return over_seeds(pd.DataFrame(long, columns=["method", "seed", "theft", "auc"]), ["method", "theft"], "auc")
 
 
 def _beside(rows: DataFrame) -> DataFrame:

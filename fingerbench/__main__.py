@@ -98,7 +98,7 @@ def _add_case(commands: Any) -> None:
     judge.add_argument("answers", type=Path, metavar="ANSWERS", help="answers.csv of `queries`, filled in")
     judge.add_argument("overrides", **words)
     text = "the same of models that are known to be independent, such as of your own; then p is about those"
-    judge.add_argument("--controls", nargs="+", type=Path, default=[], metavar="ANSWERS", help=text)
+    judge.add_argument("--controls", nargs="+", default=[], metavar="ANSWERS", help=text)
     judge.add_argument("--json", action="store_true", help="as JSON")
     judge.set_defaults(command=_verdict)
 
@@ -260,9 +260,12 @@ def _queries(parsed: argparse.Namespace) -> None:
 
 
 def _verdict(parsed: argparse.Namespace) -> None:
+    from fingerbench import config
     from fingerbench.evaluate.case import case, read_answers
 
-    found, paths = case(parsed.run, *parsed.overrides), [parsed.answers, *parsed.controls]
+    after = config.searched(parsed.controls)  # which may stand behind the files
+    found = case(parsed.run, *parsed.overrides, *after)
+    paths = [parsed.answers, *(Path(word) for word in parsed.controls if word not in after)]
     twice = [path for i, path in enumerate(paths) if path.resolve() in [earlier.resolve() for earlier in paths[:i]]]
     expected = "the answers of one model a file, the suspect's not among them"
     require(not twice, "--controls", expected, ", ".join(map(str, twice[:1])))

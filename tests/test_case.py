@@ -72,7 +72,8 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
     table["label"], control = predict(suspects["mirror/source"], seen).argmax(1).tolist(), tmp_path / "control.csv"
     table.to_csv(control, index=False)
     capsys.readouterr()
-    assert main(["verdict", str(built[1]), str(answers), "--json", "--controls", str(control)]) == 0
+    behind = f"hydra.searchpath=[file://{tmp_path}]"
+    assert main(["verdict", str(built[1]), str(answers), "--json", "--controls", str(control), behind]) == 0
     known = json.loads(capsys.readouterr().out)
     assert known["controls"] == [scores.score_8bit["mirror/source"]] and known["score"] == said["score"]
     assert known["p"] == (1 if known["controls"][0] >= said["score"] else 0.5)

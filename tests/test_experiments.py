@@ -82,7 +82,13 @@ def test_cells_that_differ_by_their_seed_are_as_if_composed():
         (["experiment=naturalfinger_table3", "method.input_transforms=false"], ""),  # varies it itself
         (["experiment=metafinger_figure7", "surrogates.factor=3", "zoo.seed=3", "jobs=1"], ""),
         (["experiment=naturalfinger_figure9", "gan=logan", "gan.steps=9"], "with gan.steps=9."),
-        (["experiment=methods", "queries=10", "attack=[source,prune]"], "with queries=10, attack=[source,prune]."),
+        (["experiment=naturalfinger_table3", "gan=wgan_gp"], "with gan=wgan_gp."),
+        (["experiment=methods", "surrogates=fifteen"], "with surrogates=fifteen."),
+        (["experiment=methods", "queries=10", "attack=[source,prune]"], "with attack=[source,prune], queries=10."),
+        (
+            ["experiment=methods", "attack=[source,prune]", "attack.prune.variants=['0.9']"],
+            "attack.prune.variants=[0.9].",
+        ),
         (["experiment=methods", "recipe=lite"], "with zoo.training.epochs=2, zoo.training.batch=64, "),
         (["experiment=methods", "zoo.weights=/home/me/mine.safetensors"], "with zoo.weights=FILE."),
         (["experiment=methods", "data=digits"], "ours, of digits with profile paper, cannot be compared"),

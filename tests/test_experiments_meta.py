@@ -122,6 +122,12 @@ def test_what_stands_beside_freqgans_paper_is_of_its_kind(draw):
     assert shown.loc["MEP", "ours"] == f"{metrics.auc([scores['distill/resnet18']], negatives):.3f}"
 
 
+def test_a_table_without_a_counterpart_in_freqgans_paper_is_drawn_alone(draw):
+    words = ("experiment.grid.method=[random]", "experiment.seeds=[0]", "label=freqgan")
+    drawn, _ = draw("freqgan_table1", *words, "attack.distill.variants=[vgg19_bn]", families=["source", "distill"])
+    assert [exhibit.name for exhibit in drawn.exhibits] == ["freqgan_table1"]
+
+
 def test_figure_3_has_the_strongest_noise_of_its_own(draw):
     drawn, (cell,) = draw(
         "metafinger_figure3",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fingerbench import config
 from fingerbench.bench import Bench
@@ -66,15 +66,22 @@ def incomparable(bench: Bench) -> str:
 
 def _changed(bench: Bench) -> list[str]:
     """Return as KEY=VALUE what differs from the same experiment with plain `data=cifar10 profile=paper`."""
-    varied = {"experiment", "method", "gan", "surrogates", "evasion", "hydra.searchpath"}
+    varied = {"experiment", "method", "evasion", "hydra.searchpath"}
     if "experiment" in bench.settings:
         varied |= {key for key, _ in config.leaves(config.build(bench.settings.experiment).grid)}
-    kept = [word for word in bench.overrides if word.partition("=")[0] in varied]
-    plain = config.compose(["data=cifar10", "profile=paper", *kept])
+    words = {word.partition("=")[0]: word for word in bench.overrides}
+    plain = config.compose(["data=cifar10", "profile=paper", *(words[key] for key in words if key in varied)])
     ours, theirs = (dict(config.leaves(OmegaConf.to_container(settings))) for settings in (bench.settings, plain))
     differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(HARMLESS)]
-    told = {key: "FILE" if key in config.LOCAL else config.text(ours.get(key)) for key in differ}
+    told = [f"{key}={'FILE' if key in config.LOCAL else config.text(ours.get(key))}" for key in differ]
+    chosen = [words[key] for key in ("gan", "surrogates") if key in words and key not in varied]
     if set(bench.settings.attack) != set(plain.attack):
-        told = {key: text for key, text in told.items() if not key.startswith("attack.")}
-        told["attack"] = config.text(list(bench.settings.attack))
-    return [f"{key}={text}" for key, text in told.items()]
+        chosen.append(f"attack={config.text(list(bench.settings.attack))}")
+    return [*chosen, *(text for text in told if not text.startswith(_within(bench, plain, chosen)))]
+
+
+def _within(bench: Bench, plain: DictConfig, chosen: list[str]) -> tuple[str, ...]:
+    """Return the beginnings of what the choice of another GAN, surrogates or families has changed."""
+    groups = [word.partition("=")[0] for word in chosen if not word.startswith("attack=")]
+    groups += [f"attack.{family}" for family in {*bench.settings.attack} ^ {*plain.attack}]
+    return tuple(f"{group}{end}" for group in groups for end in (".", "="))
