@@ -51,9 +51,8 @@ class Table1(Experiment):
         others = "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, values in WATERMARKS.items())
         said = (
             "Per cent of queries to which an independent model answers what the source does; less is better. "
-            f"{SPREAD.capitalize()}, which are those of the method. {METAFINGER} The paper's watermarks, not in this "
-            "benchmark, in the order "
-            f"{', '.join(names)}: {others}. {queries_of(cells)} {caption(cells, paper=True)}"
+            f"{SPREAD.capitalize()}; the seeds are the method's. {METAFINGER} The paper's watermarks, not in this "
+            f"benchmark, in the order {', '.join(names)}: {others}. {queries_of(cells)} {caption(cells, paper=True)}"
         )
         return [Exhibit("metafinger_table1", said, table=table, data=rows)]
 
