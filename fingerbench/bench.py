@@ -228,15 +228,15 @@ class Bench:
     @cached_property
     def workshop(self) -> Workshop:
         """What the makers of artefacts have at hand in this process."""
-        return Workshop(self.store, self.data, pick_device(self.settings.device))
+        return Workshop(self.store, self.data, pick_device(self.settings.device), self.settings.compiled)
 
     def build(self, wanted: Iterable[Spec]) -> None:
         """Make whatever of `wanted`, or of what it needs, is not in the store."""
         # Refuse what cannot be before any worker starts.
         pick_bfloat16(self.settings.precision, pick_device(self.settings.device), self.settings.zoo.source)
         self._number("threads", 1)
-        switch = self.settings.deterministic
-        require(isinstance(switch, bool), "deterministic", "true or false", switch)
+        for name in ("deterministic", "replay"):
+            require(isinstance(self.settings[name], bool), name, "true or false", self.settings[name])
         wanted = self._from_shard(list(wanted))
         self._fit_foreign(wanted)
         container = OmegaConf.to_container(self.settings, resolve=True)

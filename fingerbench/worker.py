@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from fingerbench import replay
 from fingerbench.bench import Bench
 from fingerbench.data import digest
 from fingerbench.errors import BuildError, DamagedError, UserError
@@ -42,6 +43,7 @@ def main() -> None:
     specs = _listen()
     torch.set_num_threads(settings.threads)
     fix_order(settings.deterministic)
+    replay.allow(settings.replay)
     bench = Bench(settings)
     while True:
         reply = _attempt(bench, specs.get())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +19,7 @@ from torch import nn
 
 from fingerbench.cluster import granted_cores
 from fingerbench.errors import DivergedError, UserError, unknown
-from fingerbench.nets import FLOAT32_ON_CPU
+from fingerbench.nets import COMPILED_ON_GPU, FLOAT32_ON_CPU
 from fingerbench.records import Dataset
 from fingerbench.store import Artefact, Spec, Store
 
@@ -39,6 +42,7 @@ class Workshop:
     store: Store
     data: Dataset
     device: torch.device
+    compiled: str = "auto"  # which networks are compiled to be trained; see `pick_compiled`
     _kept: dict[str, OrderedDict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, use: str, key: str, make: Callable[[], T], keep: int = 1) -> T:
@@ -117,6 +121,20 @@ def pick_bfloat16(precision: str, device: torch.device, architecture: str) -> bo
     # Elsewhere bfloat16 is emulated, and slower than float32.
     native = device.type == "cpu" and bfloat16_unit() is not None
     return native and architecture not in FLOAT32_ON_CPU
+
+
+def pick_compiled(wanted: str, device: torch.device, architecture: str) -> bool:
+    """Tell whether to train what `torch.compile` makes of a network: "all", "none", or "auto", where it pays.
+
+    That is on a GPU, for `nets.COMPILED_ON_GPU`, where there are Triton and the C compiler that it needs.
+    """
+    if wanted not in ("auto", "all", "none"):
+        raise unknown("compiled", wanted, ["auto", "all", "none"])
+    if wanted != "auto":
+        return wanted == "all"
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    able = device.type == "cuda" and find_spec("triton") is not None and compiler is not None
+    return able and architecture in COMPILED_ON_GPU
 
 
 def bfloat16_unit() -> str | None:

@@ -38,8 +38,9 @@ from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Other, Pass, Work, forward_flop, passes
 from fingerbench.errors import DivergedError, NoQueriesError
 from fingerbench.gans import freqgan as networks
-from fingerbench.gans.train import Hinge, descend
+from fingerbench.gans.train import Hinge, adam, descend
 from fingerbench.records import AdversarialLoss, Fingerprint, Setting
+from fingerbench.replay import Replay
 
 LOSSES: dict[str, AdversarialLoss] = {"hinge": Hinge(), "log": networks.Logistic()}
 
@@ -98,11 +99,12 @@ class FreqGAN:
         """Return the generator, trained, in eval mode. clean: int64 (n,), the source's answers to training images."""
         pair = self._pair(setting)
         train = setting.train.to(setting.device)
+        step = Replay(lambda real, labels: self._step(pair, setting.source, real, labels), setting.device)
         batches = max(1, round(len(clean) / self.batch))  # of nearly equal size: BatchNorm cannot train on one image
         for epoch in range(self.epochs):
             shuffled = torch.randperm(len(clean), generator=setting.generator)
             for rows in shuffled.to(setting.device).tensor_split(batches):
-                self._step(pair, setting.source, train.pixels(rows), clean[rows])
+                step(train.pixels(rows), clean[rows])
             if not all(bool(weight.isfinite().all()) for weight in pair.generator.parameters()):
                 raise DivergedError(f"freqgan: training diverged in epoch {epoch + 1}; lower method.lr, {self.lr:g}")
         return pair.generator.eval().requires_grad_(False)
@@ -115,7 +117,7 @@ class FreqGAN:
             (c, h, w), seed, width=self.width, share=self.share, differentiable=self.differentiable
         )
         generator, discriminator = generator.to(setting.device), discriminator.to(setting.device)
-        adams = (torch.optim.Adam(net.parameters(), self.lr) for net in (generator, discriminator))
+        adams = (adam(net.parameters(), self.lr) for net in (generator, discriminator))
         return Pair(generator, discriminator, *adams)
 
     def _step(self, pair: Pair, source: nn.Module, real: Tensor, clean: Tensor) -> None:

@@ -35,6 +35,7 @@ from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Work, passes
 from fingerbench.errors import NoQueriesError, require
 from fingerbench.records import Fingerprint, Setting
+from fingerbench.replay import Graphed
 from fingerbench.transforms import (
     GaussianBlur,
     GaussianNoise,
@@ -56,6 +57,10 @@ class Pool:
 
     positives: tuple[nn.Module, ...]
     negatives: tuple[nn.Module, ...]
+
+    def graphed(self, device: torch.device) -> Pool:
+        """Return the same networks, which a GPU replays."""
+        return Pool(*(tuple(Graphed(m, device) for m in pool) for pool in (self.positives, self.negatives)))
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class MetaFinger:
         if there are too few surrogates, or if not one image survives.
         """
         train, validation = self._split(setting)
+        train = train.graphed(setting.device)
         yields: Counter[str] = Counter(restarts=0, tried=0, unanimous=0, screened=0)
         queries: list[Tensor] = []
         labels: list[Tensor] = []

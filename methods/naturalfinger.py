@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -35,6 +35,7 @@ from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Pass, Work, passes
 from fingerbench.errors import NoQueriesError, UserError
 from fingerbench.records import Fingerprint, Gan, Setting
+from fingerbench.replay import Graphed
 from fingerbench.transforms import GaussianNoise, HorizontalFlip, Identity, Shear, Transform, Translate
 
 
@@ -93,11 +94,12 @@ class NaturalFinger:
         Raises UserError, naming the stage, if not one candidate survives.
         """
         gan = _gan(setting)
+        moving = _graphed(setting, gan)
         yields: Counter[str] = Counter(tried=0, unanimous=0, label_changed=0, optimised=0, screened=0)
         images: list[Tensor] = []
         kept: list[Candidates] = []
         for candidates in self._chunks(setting, gan, yields):
-            z = self._optimise(candidates, setting, gan)
+            z = self._optimise(candidates, *moving)
             x = _images(gan, z, candidates.classes)
             passed = self._screen(x, candidates, setting)
             images.append(x[passed])
@@ -173,7 +175,9 @@ class NaturalFinger:
         sgd = torch.optim.SGD([z], self.lr / self.latent_batch, self.momentum, nesterov=True)
         for _ in range(self.epochs):
             for positives, negatives in self._groups(setting):
-                loss = self._loss(z, candidates, positives, negatives, setting, gan)
+                # Nothing is decided here. Without the cache, which keeps weights of a graph from being replayed.
+                with torch.autocast(setting.device.type, torch.bfloat16, setting.autocast, cache_enabled=False):
+                    loss = self._loss(z, candidates, positives, negatives, setting, gan)
                 (z.grad,) = torch.autograd.grad(loss, z)
                 sgd.step()
         return z.detach()
@@ -263,6 +267,17 @@ def _gan(setting: Setting) -> Gan:
     if setting.gan is None or not setting.positives or not setting.negatives:
         raise UserError("naturalfinger: expected a GAN, positive and negative surrogates in the setting")
     return setting.gan
+
+
+def _graphed(setting: Setting, gan: Gan) -> tuple[Setting, Gan]:
+    """Return the same networks, which a GPU replays in the optimisation."""
+
+    def graphed(network: nn.Module) -> nn.Module:
+        return Graphed(network, setting.device)
+
+    positives, negatives = (tuple(map(graphed, pool)) for pool in (setting.positives, setting.negatives))
+    judged = replace(gan, generator=graphed(gan.generator), discriminator=graphed(gan.discriminator))
+    return replace(setting, positives=positives, negatives=negatives), judged
 
 
 def _random_labels(n: int, setting: Setting) -> Tensor:

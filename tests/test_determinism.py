@@ -78,8 +78,9 @@ def test_the_switch_is_no_part_of_a_key():
 
 
 def test_the_switch_is_true_or_false(tmp_path):
-    with pytest.raises(UserError, match="deterministic: expected true or false; got 'sometimes'"):
-        fb.open(f"store={tmp_path}", "deterministic=sometimes").build([])
+    for switch in ("deterministic", "replay"):
+        with pytest.raises(UserError, match=f"{switch}: expected true or false; got 'sometimes'"):
+            fb.open(f"store={tmp_path}", f"{switch}=sometimes").build([])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -3,6 +3,7 @@
 Each test compares with a second path on the CPU, so that it says something there too.
 """
 
+import copy
 import os
 import shutil
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from fingerbench.evaluate.specs import AccuracySpec, AgreementSpec, ResponseSpec
 from fingerbench.gans import train
 from fingerbench.nets import Normalise
 from fingerbench.ops import matching_rate, predict, send
+from fingerbench.replay import Graphed, Replay
 from fingerbench.seeds import CUBLAS, fix_order, seeded
 from fingerbench.store import Artefact
 from fingerbench.transforms import GaussianBlur, GaussianNoise, Shear, UniformNoise, shear
@@ -45,6 +47,7 @@ SETTINGS = [
     "queries=20",
     "data.transfer=100",
     "zoo.training.epochs=3",
+    "zoo.tuning.epochs=5",  # on a GPU the fourth step of a size is captured, and then replayed
 ]
 
 
@@ -127,38 +130,96 @@ RECIPE = Recipe(epochs=10, batch=32, lr=0.005, momentum=0.9, weight_decay=5e-4, 
 
 
 def plain_losses(images, augment):
-    """Return the losses that `fit` should meet, from a loop of its own on the CPU: one epoch has five batches."""
+    """Return the losses of the epochs that `fit` should meet, from a loop of its own on the CPU, five batches each."""
     model, generator = blank().train(), torch.Generator().manual_seed(1)
     sgd = torch.optim.SGD(model.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=5e-4, nesterov=True)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 50)
     losses = []
     for _ in range(RECIPE.epochs):
+        total = 0.0
         for index in torch.randperm(160, generator=generator).tensor_split(5):
             loss = F.cross_entropy(model(augment(images.x[index].float() / 255, generator)), images.y[index])
             sgd.zero_grad()
             loss.backward()
             sgd.step()
             cosine.step()
-            losses.append(loss.item())
+            total += loss.item()
+        losses.append(total / 5)
     return losses
 
 
 def test_training_meets_the_same_losses(store, device):
     bench, augment = opened(store, "method=random", "attack=source"), Augment(pad=2, flip=True)
     images = type(bench.data.a)(bench.data.a.x[:160], bench.data.a.y[:160])
-    bound, losses = images.to(device), []
-
-    def loss(outputs, _x, index):
-        value = F.cross_entropy(outputs, bound.y[index])
-        losses.append(value.item())
-        return value
-
+    bound = images.to(device)
     workbench = Workbench(device, False, augment, torch.Generator().manual_seed(1), bench.data.task)
-    fit(blank(), bound.x, loss, RECIPE, workbench)
+    fit(blank(), bound.x, lambda outputs, _x, index: F.cross_entropy(outputs, bound.y[index]), RECIPE, workbench)
     expected = plain_losses(images, augment)
-    assert len(losses) == 50 and expected[-1] < expected[0] - 0.5
-    torch.testing.assert_close(losses[:5], expected[:5], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.02)  # rounding errors grow from step to step
+    assert len(workbench.losses) == 10 and expected[-1] < expected[0] - 0.5
+    torch.testing.assert_close(workbench.losses[:1], expected[:1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(workbench.losses, expected, rtol=0.05, atol=0.02)  # rounding errors grow step by step
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_what_cannot_be_replayed_says_so(monkeypatch):
+    device = torch.device("cuda")
+    x = torch.ones(4, device=device)
+
+    def looks(y):
+        return y / y.sum().item()
+
+    again = Replay(looks, device)
+    with pytest.raises(RuntimeError, match="run the same command again with replay=false"):
+        [again(x) for _ in range(5)]
+    monkeypatch.setattr("fingerbench.replay.allowed", False)
+    plain = Replay(looks, device)
+    assert all(torch.equal(plain(x).cpu(), torch.full((4,), 0.25)) for _ in range(5))
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_compiled_network_learns_the_same(store):
+    bench, device = opened(store, "method=random", "attack=source"), torch.device("cuda")
+    images = type(bench.data.a)(bench.data.a.x[:160], bench.data.a.y[:160]).to(device)
+    losses = []
+    for compiled in (False, True):
+        generator = torch.Generator().manual_seed(1)
+        workbench = Workbench(device, False, Augment(2, True), generator, bench.data.task, compiled=compiled)
+        supervise(blank(), images, RECIPE, workbench)
+        losses.append(workbench.losses)
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0.01)
+
+
+def test_a_graphed_network_gives_the_same_gradients(device):
+    with seeded(0):
+        plain = (
+            nn.Sequential(*block(3, 8), *block(8, 16), nn.Flatten(), nn.Linear(256, 10)).eval().requires_grad_(False)
+        )
+    graphed = Graphed(copy.deepcopy(plain).to(device), device)
+    for n in (4, 4, 6, 4):
+        x = torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))
+        there = x.to(device).requires_grad_(True)
+        # Asked twice before any gradient is taken, as MetaFinger may ask its anchor.
+        loss = (graphed(there).square() + 2 * graphed(there * 0.5)).sum()
+        (gradient,) = torch.autograd.grad(loss, there)
+        here = x.requires_grad_(True)
+        (expected,) = torch.autograd.grad((plain(here).square() + 2 * plain(here * 0.5)).sum(), here)
+        torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_replayed_function_does_what_it_does(device):
+    weight = torch.ones(3, device=device)
+
+    def act(x, y):
+        weight.add_(x.sum(0))
+        return weight * y
+
+    again = Replay(act, device)
+    for i in range(12):
+        x, y = torch.full((4 if i % 3 else 2, 3), float(i)), torch.tensor([1.0, 2.0, 3.0])
+        before = weight.clone().cpu()
+        torch.testing.assert_close(again(x.to(device), y.to(device)).cpu(), (before + x.sum(0)) * y)
 
 
 def test_augmentation_crops_alike(device):

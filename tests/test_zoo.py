@@ -66,6 +66,17 @@ def attacks():
     return {str(family): config.build(node) for family, node in settings.attack.items()}
 
 
+def test_pruning_leaves_no_gradient_to_follow_from_before_the_training(victim, monkeypatch):
+    # A GPU could not replay its steps then.
+    seen = []
+    monkeypatch.setattr(
+        "fingerbench.zoo.prune.supervise",
+        lambda model, *_: seen.extend(layer.weight.grad_fn for layer in weight_layers(model)),
+    )
+    Prune(RECIPE, ("0.5",)).make("0.5", scene(victim))
+    assert len(seen) > 10 and set(seen) == {None}
+
+
 def test_the_zoo_has_the_154_suspects_of_the_paper(attacks):
     rows = suspects(attacks, "resnet18")
     assert len(rows) == len({row.name for row in rows}) == 154

@@ -18,7 +18,7 @@ NAMED = 4  # settings that a caption names
 # Beginnings of keys of the configuration that may differ: numbers can be compared all the same.
 HARMLESS = tuple(key for key in config.LOCAL if key != "zoo.weights")
 HARMLESS += ("seed", "zoo.seed", "label", "data.download", "gates.", "experiment.", "logger.", "threads")
-HARMLESS += ("deterministic", "precision")
+HARMLESS += ("compiled", "deterministic", "precision", "replay")
 
 
 def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True) -> str:
@@ -52,7 +52,7 @@ def incomparable(bench: Bench) -> str:
     Empty where nothing but what the experiment itself varies differs from `data=cifar10 profile=paper`.
     """
     name, profile = bench.settings.data.name, bench.settings.profile
-    if (name, profile) != ("cifar10", "paper"):
+    if name != "cifar10" or bench.settings.zoo.width != 1:
         return (
             f"The paper's numbers are of CIFAR-10 and networks of full width; ours, of {name} with profile {profile}, "
             "cannot be compared with them."
@@ -61,7 +61,9 @@ def incomparable(bench: Bench) -> str:
     if not changed:
         return ""
     more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
-    return f"Ours are not of profile paper as it is, but with {', '.join(changed[:NAMED])}{more}."
+    return (
+        f"Ours, of profile {profile}, are not of profile paper as it is, but with {', '.join(changed[:NAMED])}{more}."
+    )
 
 
 def _changed(bench: Bench) -> list[str]:

@@ -24,7 +24,7 @@ from fingerbench.ops import eight_bit, predict, without_trials
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.seeds import seed_for, seeded
 from fingerbench.store import Artefact, Spec
-from fingerbench.workshop import Workshop
+from fingerbench.workshop import Workshop, pick_bfloat16
 from fingerbench.zoo.model import ModelSpec
 
 KEPT = 128  # sets of queries that a worker has at hand: an experiment asks one suspect all of them, then the next
@@ -101,6 +101,8 @@ class FingerprintSpec(Spec):
             budget=self.budget,
             device=workshop.device,
             generator=generator,
+            autocast=workshop.device.type == "cuda"
+            and pick_bfloat16(self.source.precision, workshop.device, self.source.architecture),
         )
 
 
@@ -169,6 +171,11 @@ class ResponseSpec(Spec):
     def label(self) -> str:
         """The suspect's name."""
         return f"{self.suspect.name} answers"
+
+    @property
+    def alike(self) -> str:
+        """The suspect, which is loaded once then."""
+        return self.suspect.key
 
     def work(self, sizes: Sizes) -> Work:
         """Return the queries and their 8-bit copies, once a draw."""

@@ -8,6 +8,7 @@ moves a little (zCR), while the generator is to change its image then.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from fingerbench.seeds import seeded
 @dataclass(frozen=True)
 class Icrgan(Training):
     """Architecture and training of an ICRGAN. Defaults: StudioGAN's for CIFAR-10 (ICRGAN.yaml)."""
+
+    draws: ClassVar[bool] = True
 
     ema_decay: float = 0.9999
     ema_start: int = 1000

@@ -26,6 +26,7 @@ class Logan(Training):
     """Architecture and training of a LOGAN. Defaults: StudioGAN's for CIFAR-10 (LOGAN.yaml)."""
 
     conditional: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
 
     width: float = 1.0  # multiplies the channels, 256 in the generator and 128 in the discriminator
     latent: int = 128

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from fingerbench.errors import DivergedError, UserError, one_line, require_schema, writing
 from fingerbench.ops import send
 from fingerbench.records import Gan, Images
+from fingerbench.replay import Replay
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Training:
     """
 
     conditional: ClassVar[bool] = True  # whether the labels matter
+    draws: ClassVar[bool] = False  # whether its losses draw from `generator`: then a GPU cannot replay its steps
 
     steps: int = 100_000  # of the generator
     batch: int = 64
@@ -126,7 +129,7 @@ def train(
         DivergedError: a weight is not finite.
     """
     g, d = gan.generator.to(device).train(), gan.discriminator.to(device).train()
-    step_g, step_d = (torch.optim.Adam(net.parameters(), training.lr, training.betas) for net in (g, d))
+    step_g, step_d = (adam(net.parameters(), training.lr, training.betas) for net in (g, d))
     reals = _Reals(images.to(device), training, generator)
     average = copy.deepcopy(g) if training.ema_decay else g
     state = {"generator": g, "discriminator": d, "average": average, "adam_g": step_g, "adam_d": step_d, "reals": reals}
@@ -135,13 +138,20 @@ def train(
         z = send(gan.latents(training.batch, generator), device)
         return Batch(z, send(torch.randint(classes, (training.batch,), generator=generator), device))
 
+    def teach(*tensors: Tensor) -> None:
+        descend((step_d, training.discriminator_loss(gan, Batch(*tensors[:2]), Batch(*tensors[2:]), generator)))
+
+    def learn(*tensors: Tensor) -> None:
+        descend((step_g, training.generator_loss(gan, Batch(*tensors), generator)))
+
+    replayed = not training.draws
+    teach_again, learn_again = Replay(teach, device, replayed), Replay(learn, device, replayed)
     began = _resume(checkpoint, state, generator) if checkpoint and checkpoint.is_file() else 0
     written = time.monotonic()
     for step in range(began, training.steps):
         for _ in range(training.discriminator_steps):
-            real = reals.draw()
-            descend((step_d, training.discriminator_loss(gan, real, latents(), generator)))
-        descend((step_g, training.generator_loss(gan, latents(), generator)))
+            teach_again(*reals.draw(), *latents())
+        learn_again(*latents())
         if average is not g:
             _follow(average, g, training.ema_decay if step >= training.ema_start else 0.0)
         if checkpoint and time.monotonic() - written >= CHECKPOINT_S:
@@ -192,6 +202,12 @@ class _Reals:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.left = state["left"]
+
+
+def adam(weights: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
+    """Return Adam, on a GPU in a form that `Replay` can capture."""
+    weights = list(weights)
+    return torch.optim.Adam(weights, lr, betas, capturable=weights[0].is_cuda)
 
 
 def descend(*updates: tuple[torch.optim.Optimizer, Tensor]) -> None:

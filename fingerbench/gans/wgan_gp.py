@@ -40,6 +40,7 @@ class WganGp(Training):
     """Architecture and training of a WGAN-GP. Defaults: StudioGAN's for CIFAR-10 (WGAN-GP.yaml)."""
 
     conditional: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
 
     width: float = 1.0  # multiplies the channels, 256 in the generator and 128 in the discriminator
     latent: int = 128

@@ -22,6 +22,7 @@ from fingerbench.nets.blocks import final_layer
 
 __all__ = [
     "ARCHITECTURES",
+    "COMPILED_ON_GPU",
     "DETECTORS",
     "FLOAT32_ON_CPU",
     "NETWORKS",
@@ -56,6 +57,12 @@ ARCHITECTURES: tuple[str, ...] = tuple(_FAMILIES)
 PERCEPTRONS = ("mlp", "mlp_deep", "mlp_wide")
 DETECTORS = ("vgg9",)
 NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
+
+COMPILED_ON_GPU = ("densenet121", "efficientnet", "googlenet", "inceptionv3", "xception")
+"""Networks that `torch.compile` makes 1.4 to 2 times faster to train on a GPU, as replayed steps: results/speed.
+
+A worker needs up to two minutes of a core for that, once for each of them; ResNet18 gains nothing.
+"""
 
 FLOAT32_ON_CPU = ("mobilenetv2", "shufflenetv2")
 """Networks that train faster in float32 on CPUs that compute in bfloat16: see `benchmarks/train_speed.py`.

@@ -20,7 +20,7 @@ from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
 from fingerbench.task import Task
-from fingerbench.workshop import CAUTION, Workshop, persevere, pick_bfloat16, revive
+from fingerbench.workshop import CAUTION, Workshop, persevere, pick_bfloat16, pick_compiled, revive
 from fingerbench.zoo.given import Given, misfit
 from fingerbench.zoo.train import Scene, Workbench
 
@@ -71,6 +71,11 @@ class ModelSpec(Spec):
     def label(self) -> str:
         """The suspect's or surrogate's name."""
         return self.name
+
+    @property
+    def alike(self) -> str:
+        """The architecture: PyTorch has its kernels and cuDNN's choices at hand then. Surrogates are waited for."""
+        return "" if self.name.startswith("surrogate/") else self.architecture
 
     def work(self, sizes: Sizes) -> Work:
         """Return the attack's work, and that of measuring the model and its victim on the test split."""
@@ -144,8 +149,11 @@ class ModelSpec(Spec):
         self, workshop: Workshop, victim: nn.Module | None, autocast: bool, caution: float = 1.0
     ) -> tuple[nn.Module, list[float]]:
         """Return the model and its mean loss in each epoch."""
+        compiled = pick_compiled(workshop.compiled, workshop.device, self.architecture)
         with seeded(self.seed) as generator:
-            bench = Workbench(workshop.device, autocast, self.augment, generator, workshop.data.task, caution)
+            bench = Workbench(
+                workshop.device, autocast, self.augment, generator, workshop.data.task, caution, compiled=compiled
+            )
             model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
         values = (value for value in model.state_dict().values() if value.is_floating_point())
         if not all(bool(value.isfinite().all()) for value in values):

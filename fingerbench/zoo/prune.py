@@ -39,6 +39,8 @@ class Prune:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as torch's pruning expects
         for layer in weight_layers(model):
             prune.l1_unstructured(layer, "weight", amount=float(variant))
+            # Left from this, autograd would add gradients on the stream of before, and no step could be replayed.
+            layer.weight = layer.weight.detach()  # type: ignore[operator]
         supervise(model, scene.finetune, self.recipe, scene.workbench)
         for layer in weight_layers(model):
             prune.remove(layer, "weight")

@@ -15,6 +15,7 @@ from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, unknown
 from fingerbench.ops import pixels, predict
 from fingerbench.records import Images
+from fingerbench.replay import Replay
 from fingerbench.task import Task
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,6 +46,7 @@ class Workbench:
     generator: torch.Generator  # on the CPU; order of batches, augmentation, random targets
     task: Task
     caution: float = 1.0  # every learning rate is multiplied by it
+    compiled: bool = False  # train what torch.compile makes of the network; see `workshop.pick_compiled`
     losses: list[float] = field(default_factory=list)  # the mean of every epoch trained here, written by `fit`
 
 
@@ -119,25 +121,32 @@ def fit(
     model = model.to(bench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
     recipe = replace(recipe, lr=recipe.lr * bench.caution)
     learnt = [p for p in model.parameters() if p.requires_grad]
+    # A replayed step finds the rate of its turn on the GPU; elsewhere a number is exact to more digits.
+    rate = torch.tensor(recipe.lr, device=bench.device) if bench.device.type == "cuda" else recipe.lr
     optimizer = torch.optim.SGD(
-        learnt, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
+        learnt, rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
     )
+    forward = torch.compile(model) if bench.compiled else model
     batches = _batches(len(images), recipe.batch)
     schedule = _schedule(optimizer, recipe, recipe.epochs * batches)
+
+    def descend(x: Tensor, index: Tensor) -> Tensor:
+        with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.autocast):
+            outputs = forward(x)
+        value = loss(outputs.float(), x, index)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    step = Replay(descend, bench.device)
     for epoch in range(recipe.epochs):
         total = torch.zeros((), device=bench.device)
         order = torch.randperm(len(images), generator=bench.generator).to(bench.device)
         for index in order.tensor_split(batches):
             x = bench.augment(pixels(images[index]), bench.generator)
-            x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.autocast):
-                outputs = model(x)
-            value = loss(outputs.float(), x, index)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+            total += step(x.contiguous(memory_format=torch.channels_last), index)
             schedule.step()
-            total += value.detach()
         bench.losses.append(total.item() / batches)
         if not math.isfinite(bench.losses[-1]):
             raise DivergedError(f"loss {bench.losses[-1]} in epoch {epoch + 1} of {recipe.epochs}")
