@@ -151,7 +151,8 @@ class Pool:
     def _serve(self) -> None:
         try:
             worker = self._start()
-            while (spec := self._next()) is not None:
+            spec: Spec | None = None
+            while (spec := self._next(spec)) is not None:
                 reply = self._ask(worker, spec)
                 if reply is None:
                     if not self._bury(spec, worker):
@@ -165,12 +166,12 @@ class Pool:
         except Exception as error:  # noqa: BLE001 - whatever it is, the main thread raises it
             self._fail(error)
 
-    def _next(self) -> Spec | None:
+    def _next(self, last: Spec | None) -> Spec | None:
         with self._change:
             while self._todo or self._running:
                 if self._error:
                     return None
-                spec = self._ready()
+                spec = self._ready(last)
                 if spec:
                     self._running[spec.key] = self._todo.pop(spec.key)
                     self._began[spec.key] = time.monotonic()
@@ -178,12 +179,19 @@ class Pool:
                 self._change.wait(RETRY_S)
             return None
 
-    def _ready(self) -> Spec | None:
+    def _ready(self, last: Spec | None) -> Spec | None:
+        """Return the first that can be made, or one of its kind that is like the `last` of the same worker."""
         now = time.monotonic()
+        first: Spec | None = None
         for key, spec in self._todo.items():
-            if self._retry.get(key, 0) <= now and not any(map(self._unfinished, spec.needs())):
+            if self._retry.get(key, 0) > now or any(map(self._unfinished, spec.needs())):
+                continue
+            first = first or spec
+            if not (last and first.alike and last.kind == first.kind):
+                return first
+            if spec.kind == last.kind and spec.alike == last.alike:
                 return spec
-        return None
+        return first
 
     def _unfinished(self, spec: Spec) -> bool:
         return spec.key in self._todo or spec.key in self._running

@@ -81,6 +81,11 @@ class Spec:
         """A short name for people."""
         return f"{self.kind} {self.key[:8]}"
 
+    @property
+    def alike(self) -> str:
+        """What makes it cheaper to make after another of its kind with the same, by the same worker; "" is nothing."""
+        return ""
+
     def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make the artefact: its tensors, and plain facts for the record."""
         raise NotImplementedError

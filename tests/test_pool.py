@@ -18,6 +18,11 @@ class Toy(Spec):
     version: ClassVar[int] = 1
     number: int
     parents: tuple["Toy", ...] = ()
+    likeness: str = ""
+
+    @property
+    def alike(self):
+        return self.likeness
 
 
 class Inline(Pool):
@@ -47,3 +52,14 @@ def test_a_parent_that_comes_out_differently_has_its_children_made_again(tmp_pat
     assert caplog.text.count("it was made of another") == (2 if machine else 0)
     Inline(store, {"made": made, "machine": machine}, 1).run(wanted)
     assert len(made) == (3 if machine else 1)
+
+
+def test_a_worker_goes_on_with_what_is_like_its_last_unless_something_more_urgent_is_ready(tmp_path):
+    first, second = Toy(0, likeness="a"), Toy(1, likeness="b")
+    urgent, third, fourth = Toy(2, (first,)), Toy(3, likeness="b"), Toy(4, likeness="a")
+    made = []
+    Inline(Store(tmp_path), {"made": made, "machine": 0}, 1).run([first, urgent, second, third, fourth])
+    assert [toy.number for toy in made] == [0, 2, 1, 3, 4]
+    made.clear()
+    Inline(Store(tmp_path / "other"), {"made": made, "machine": 0}, 1).run([first, second, third, fourth])
+    assert [toy.number for toy in made] == [0, 4, 1, 3]
