@@ -8,8 +8,8 @@ from conftest import METHODS
 
 from fingerbench import config
 from fingerbench.errors import UserError
-from fingerbench.nets import ARCHITECTURES, FLOAT32_ON_CPU
-from fingerbench.workshop import bfloat16_unit, pick_bfloat16, pick_jobs
+from fingerbench.nets import ARCHITECTURES, COMPILED_ON_GPU, FLOAT32_ON_CPU
+from fingerbench.workshop import bfloat16_unit, pick_bfloat16, pick_compiled, pick_jobs
 
 CPU = torch.device("cpu")
 PROFILES = config.options("profile")
@@ -37,9 +37,11 @@ def test_a_profile_has_a_recipe_of_its_name_and_the_user_may_name_another(profil
     named = config.compose([f"profile={profile}", f"recipe={profile}"]).zoo
     assert config.compose([f"profile={profile}"]).zoo == named
     fast = config.compose([f"profile={profile}", "recipe=fast"]).zoo
-    assert fast.training == config.compose(["profile=paper", "recipe=fast"]).zoo.training != named.training
+    assert fast.training == config.compose(["profile=paper", "recipe=fast"]).zoo.training
+    assert (fast.training == named.training) == (profile == "wide")
     assert fast.width == named.width
-    assert named.distill == named.training and fast.distill == {**fast.training, "lr": 0.2}
+    assert fast.distill == {**fast.training, "lr": 0.2}
+    assert named.distill == (fast.distill if profile == "wide" else named.training)
 
 
 def test_lite_sees_as_many_images_as_it_says():
@@ -64,3 +66,23 @@ def test_a_gpu_has_as_many_workers_as_its_memory_takes_and_no_more_than_cores(mo
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
     assert (pick_jobs(torch.device("cuda")), pick_jobs(CPU)) == (jobs, 8)
+
+
+def test_on_a_gpu_networks_are_compiled_that_gain_by_it_where_they_can_be(monkeypatch):
+    monkeypatch.setattr("fingerbench.workshop.find_spec", lambda name: name)
+    monkeypatch.setenv("CC", "cc")
+    gpu = torch.device("cuda")
+    assert {name for name in ARCHITECTURES if pick_compiled("auto", gpu, name)} == set(COMPILED_ON_GPU)
+    assert not any(pick_compiled("auto", CPU, name) for name in ARCHITECTURES)
+    assert pick_compiled("all", CPU, "resnet18") and not pick_compiled("none", gpu, "inceptionv3")
+    monkeypatch.setattr("fingerbench.workshop.find_spec", lambda name: None)
+    assert not pick_compiled("auto", gpu, "inceptionv3")
+    with pytest.raises(UserError, match="unknown compiled 'some'"):
+        pick_compiled("some", gpu, "resnet18")
+
+
+def test_wide_is_the_zoo_at_full_width_without_some_architectures():
+    wide, paper = (config.compose([f"profile={name}", "recipe=fast", "data=cifar10"]).zoo for name in ("wide", "paper"))
+    assert wide.width == paper.width == 1 and 0 < len(wide.architectures) < len(paper.architectures)
+    differ = {key for key in paper if wide[key] != paper[key] and key != "architectures"}
+    assert differ == {"scratch"}  # whose variants they are
