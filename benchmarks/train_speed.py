@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fingerbench import replay
 from fingerbench.cost import Network
 from fingerbench.data.augment import Augment
 from fingerbench.nets import ARCHITECTURES, NETWORKS
@@ -32,6 +33,7 @@ from fingerbench.zoo.train import Recipe, Workbench, supervise
 CLASSES = 10
 LR = 0.01  # low enough that random labels make no loss infinite
 WARM_UP = 2  # batches of the plain loop
+REPLAYED = replay.WARM_UP + 2  # batches of ours on a GPU until steps are replayed
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -54,21 +56,23 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def ours(network: Network, images: Images, batch: int, device: torch.device, autocast: bool, seconds: float) -> float:
-    """Return images per second of `fit`, over whole epochs that take about `seconds`, after one or two batches."""
+    """Return images per second of `fit` over about `seconds`, without the first batch, on a GPU the first REPLAYED."""
     bench = Workbench(device, autocast, Augment(4, True), torch.Generator().manual_seed(0), Classification(CLASSES))
     model = network.build()
 
-    def trained(steps: int) -> float:
-        n = min(steps * batch, len(images))
-        epochs = max(1, round(steps * batch / n))
-        part = Images(images.x[:n], images.y[:n])
-        recipe = Recipe(epochs, min(batch, n), LR, 0.9, 5e-4, "cosine")
-        return n * epochs / machine.timed(lambda: supervise(model, part, recipe, bench), device)
+    first = REPLAYED if device.type == "cuda" else 1
 
-    speed = trained(1)
-    if batch / speed < seconds:
-        speed = trained(1)  # the first one was slowed by what is done but once
-    return trained(max(1, round(seconds * speed / batch)))
+    def taken(steps: int) -> tuple[int, float]:
+        n = min(steps * batch, len(images))
+        part, epochs = Images(images.x[:n], images.y[:n]), max(1, round(steps * batch / n))
+        recipe = Recipe(epochs, min(batch, n), LR, 0.9, 5e-4, "cosine")
+        return n * epochs, machine.timed(lambda: supervise(model, part, recipe, bench), device)
+
+    taken(first)  # slowed by what is done but once
+    few, before = taken(first)
+    step = max(taken(first + 1)[1] - before, before / (10 * first))
+    many, after = taken(first + max(1, round(seconds / step)))
+    return (many - few) / (after - before)
 
 
 def plain(network: Network, images: Images, batch: int, device: torch.device, workers: int, seconds: float) -> float:
