@@ -2,7 +2,8 @@
 
     python benchmarks/train_speed.py [--architectures resnet18 xception] [--width 0.125] [--out TABLE.md]
 
-Ours is `fingerbench.zoo.train.fit` with CIFAR-10's augmentation, in float32 and in bfloat16 autocast. The plain loop
+Ours is `fingerbench.zoo.train.fit` with CIFAR-10's augmentation, in float32 and in bfloat16 autocast; on a GPU also in
+bfloat16 without replayed steps, and with torch.compile. The plain loop
 is DataLoader workers that crop, flip and convert image by image, float32, contiguous format, SGD, cross-entropy and
 loss.item(). Images are random: speed does not hang on what they show. The share of the peak is of a large matrix
 product on the same device and threads, in the type that `precision=auto` picks. A training step counts as three
@@ -55,10 +56,22 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(self.to_picture(self.x[index])), self.y[index]
 
 
-def ours(network: Network, images: Images, batch: int, device: torch.device, autocast: bool, seconds: float) -> float:
+def ours(
+    network: Network,
+    images: Images,
+    batch: int,
+    device: torch.device,
+    autocast: bool,
+    seconds: float,
+    *,
+    replayed: bool = True,
+    compiled: bool = False,
+) -> float:
     """Return images per second of `fit` over about `seconds`, without the first batch, on a GPU the first REPLAYED."""
-    bench = Workbench(device, autocast, Augment(4, True), torch.Generator().manual_seed(0), Classification(CLASSES))
+    random = torch.Generator().manual_seed(0)
+    bench = Workbench(device, autocast, Augment(4, True), random, Classification(CLASSES), compiled=compiled)
     model = network.build()
+    replay.allow(replayed)
 
     first = REPLAYED if device.type == "cuda" else 1
 
@@ -108,12 +121,17 @@ def row(architecture: str, arguments: argparse.Namespace, images: Images, peaks:
     speeds = {autocast: ours(network, there, batch, device, autocast, seconds) for autocast in (False, True)}
     papers = plain(network, images, batch, device, arguments.workers, seconds)
     chosen = pick_bfloat16("auto", device, architecture)
+    gpu = {}
+    if device.type == "cuda":
+        ways = {"every kernel launched": {"replayed": False}, "compiled": {"compiled": True}}
+        gpu = {name: f"{ours(network, there, batch, device, True, seconds, **way):.1f}" for name, way in ways.items()}
     share = speeds[chosen] * network.flop("train") / peaks[chosen]
     return {
         "architecture": architecture,
         "plain loop, images/s": f"{papers:.1f}",
         "ours, float32": f"{speeds[False]:.1f}",
         "ours, bfloat16": f"{speeds[True]:.1f}",
+        **gpu,
         "bfloat16 / float32": f"{speeds[True] / speeds[False]:.2f}",
         "picked": "bfloat16" if chosen else "float32",
         "ours / plain": f"{speeds[chosen] / papers:.2f}",

@@ -75,6 +75,7 @@ def _changed(bench: Bench) -> list[str]:
     plain = config.compose(["data=cifar10", "profile=paper", *(words[key] for key in words if key in varied)])
     ours, theirs = (dict(config.leaves(OmegaConf.to_container(settings))) for settings in (bench.settings, plain))
     differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(HARMLESS)]
+    differ.sort(key=lambda key: not key.startswith("zoo."))  # what the suspects are matters most
     told = [f"{key}={'FILE' if key in config.LOCAL else config.text(ours.get(key))}" for key in differ]
     chosen = [words[key] for key in ("gan", "surrogates") if key in words and key not in varied]
     if set(bench.settings.attack) != set(plain.attack):
