@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fingerbench import replay
 from fingerbench.bench import Bench
 from fingerbench.cost import Adversaries, Costly, MethodOutline, Network, Operation, Pass
 from fingerbench.evaluate.specs import FingerprintSpec
 from fingerbench.gans.train import train
-from fingerbench.ops import ascend_sign, pixels, predict
+from fingerbench.ops import ascend_sign, pixels, predict, without_trials
 from fingerbench.records import Gan, Images, Setting
 from fingerbench.workshop import peak_memory, pick_bfloat16, pick_device
 from fingerbench.zoo.train import Recipe, Workbench, supervise
@@ -28,9 +29,10 @@ GROWTH = 2  # of the batch at least, or no larger one is tried
 # Operations that launch nothing, though PyTorch does not call them views.
 NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 TRIES = 2  # of each batch: a new size is slow at first
+SETTLED, MORE = replay.WARM_UP + 2, 5  # times on a GPU until a pass is replayed, and those that count
 
-Act = Callable[[int], object]
-"""Does the pass with so many images at once."""
+Act = Callable[[int, int], object]
+"""Does the pass with so many images at once, so many times."""
 
 
 class Point(NamedTuple):
@@ -84,17 +86,19 @@ class Loop:
         return sum(images * one.flop for one, images in moved.items() if one.operation == "attack")
 
 
+@without_trials()
 def measure(one: Pass, bench: Bench, seconds: float) -> Probe:
     """Time a pass in growing batches, up to its own, for about `seconds`, and extend the line through them to its own.
 
-    Two batches are timed at least, since a step has a price of its own: that of all weights.
+    Two batches are timed at least, since a step has a price of its own: that of all weights. On a GPU without cuDNN's
+    trials, which would take longer than everything else.
     """
     device, ends = pick_device(bench.settings.device), time.monotonic() + seconds
     _trim()
     before = used(device)
     act = prepare(one, bench, device)
     with Kernels() as kernels:
-        act(min(FIRST, one.batch))
+        act(min(FIRST, one.batch), 1)
     points = [_point(act, min(FIRST, one.batch), before, device)]
     while (n := _next(points, one.batch, ends - time.monotonic())) is not None:
         points.append(_point(act, n, before, device))
@@ -108,8 +112,15 @@ def measure(one: Pass, bench: Bench, seconds: float) -> Probe:
 def _point(act: Act, n: int, before: float, device: torch.device) -> Point:
     _trim()
     with peak_memory(device) as peak:
-        taken = min(machine.timed(lambda: act(n), device) for _ in range(TRIES))
+        taken = min(_seconds(act, n, device) for _ in range(TRIES))
     return Point(n, taken, max(0.0, peak() * 2**20 - before))
+
+
+def _seconds(act: Act, n: int, device: torch.device) -> float:
+    if device.type != "cuda":
+        return machine.timed(lambda: act(n, 1), device)
+    few, many = (machine.timed(lambda: act(n, times), device) for times in (SETTLED, SETTLED + MORE))  # noqa: B023
+    return max(0.0, many - few) / MORE
 
 
 def _next(points: Sequence[Point], most: int, left: float) -> int | None:
@@ -153,17 +164,17 @@ def _network(one: Pass, model: nn.Module, bench: Bench, device: torch.device) ->
         autocast = pick_bfloat16(bench.settings.precision, device, one.network.label)
         workbench = Workbench(device, autocast, bench.zoo.augment, torch.Generator(), bench.data.task)
 
-        def act(n: int) -> object:
-            recipe = Recipe(1, n, 1e-3, 0.9, 5e-4, "cosine")
+        def act(n: int, times: int) -> object:
+            recipe = Recipe(times, n, 1e-3, 0.9, 5e-4, "cosine")
             return supervise(model, Images(images.x[:n], images.y[:n]), recipe, workbench)
 
         return act
     model.eval()
     x = pixels(images.x)
     if one.operation == "answer":
-        return lambda n: predict(model, x[:n], n)
+        return lambda n, times: [predict(model, x[:n], n) for _ in range(times)]
     labels = torch.zeros(len(x), dtype=torch.long, device=device)
-    return lambda n: ascend_sign(model, x[:n], labels[:n], 1e-3)
+    return lambda n, times: [ascend_sign(model, x[:n], labels[:n], 1e-3) for _ in range(times)]
 
 
 def _images(n: int, bench: Bench, device: torch.device) -> Images:
@@ -179,10 +190,10 @@ def _gan(network: Adversaries, device: torch.device) -> Gan:
 
 
 def _training(network: Adversaries, gan: Gan, bench: Bench, device: torch.device) -> Act:
-    def act(n: int) -> object:
+    def act(n: int, times: int) -> object:
         for net in (gan.generator, gan.discriminator):
             net.requires_grad_(True)  # a trained one is frozen
-        step = replace(network.design, steps=1, batch=n, ema_decay=0.0)
+        step = replace(network.design, steps=times, batch=n, ema_decay=0.0)
         owned = Images(*(t[: n * step.discriminator_steps] for t in (bench.data.a.x, bench.data.a.y)))
         return train(gan, step, owned, network.classes, torch.Generator(), device)
 
@@ -194,7 +205,7 @@ def _moving(operation: Operation, gan: Gan) -> Act:
     for net in (gan.generator, gan.discriminator):
         net.eval().requires_grad_(False)
 
-    def act(n: int) -> object:
+    def once(n: int) -> object:
         labels = torch.zeros(n, dtype=torch.long, device=device)
         z = gan.latents(n, torch.Generator()).to(device)
         if operation == "answer":
@@ -203,12 +214,12 @@ def _moving(operation: Operation, gan: Gan) -> Act:
         z.requires_grad_(True)
         return torch.autograd.grad(gan.discriminator(gan.generator(z, labels), labels).sum(), z)
 
-    return act
+    return lambda n, times: [once(n) for _ in range(times)]
 
 
 def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
     """Return an epoch of the method's own optimisation."""
-    from methods.naturalfinger import Candidates
+    from methods.naturalfinger import Candidates, _graphed
 
     def revived(networks: tuple[Network, ...]) -> tuple[nn.Module, ...]:
         built = (network.build().eval().requires_grad_(False) for network in networks)
@@ -224,12 +235,13 @@ def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
     setting = Setting(
         positives[0], data.a, data.test, positives, negatives, gan, data.task, outline.budget, device, random
     )
-    once = replace(loop.spec.method, epochs=1)  # type: ignore[call-arg, type-var]
+    moving = _graphed(setting, gan)
 
-    def act(n: int) -> object:
+    def act(n: int, times: int) -> object:
         labels = torch.zeros(n, dtype=torch.long, device=device)
         candidates = Candidates(gan.latents(n, random).to(device), labels, labels, labels + 1)
-        return once._optimise(candidates, setting, gan)
+        method = replace(loop.spec.method, epochs=times)  # type: ignore[call-arg, type-var]
+        return method._optimise(candidates, *moving)
 
     return act
 

@@ -39,7 +39,7 @@ from fingerbench.records import Dataset, Fingerprint, Suspect
 from fingerbench.seeds import seed_for
 from fingerbench.store import Spec, Store
 from fingerbench.store import family as with_needs
-from fingerbench.workshop import Workshop, pick_bfloat16, pick_device, pick_jobs
+from fingerbench.workshop import Workshop, pick_bfloat16, pick_compiled, pick_device, pick_jobs
 from fingerbench.zoo.given import Given
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.surrogates import Specs, Surrogates, refuse_overlap
@@ -234,6 +234,7 @@ class Bench:
         """Make whatever of `wanted`, or of what it needs, is not in the store."""
         # Refuse what cannot be before any worker starts.
         pick_bfloat16(self.settings.precision, pick_device(self.settings.device), self.settings.zoo.source)
+        pick_compiled(self.settings.compiled, pick_device(self.settings.device), self.settings.zoo.source)
         self._number("threads", 1)
         for name in ("deterministic", "replay"):
             require(isinstance(self.settings[name], bool), name, "true or false", self.settings[name])

@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fingerbench.cluster import granted_cores
 from fingerbench.cost import Effort
 from fingerbench.errors import BuildError, UserError
 from fingerbench.eta import Eta
@@ -200,6 +201,8 @@ class Pool:
         threads = str(self.settings["threads"])
         # A library that spins at barriers for idle threads makes two busy processes many times slower than one.
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        # torch.compile would start a process for each core of the machine, in every worker.
+        environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, granted_cores() // self.jobs)))
         environment |= CUBLAS if self.settings["deterministic"] else {}
         # What this process imports they import from the same place: -P keeps -m from putting the current folder first.
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)

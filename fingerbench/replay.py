@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +20,7 @@ from fingerbench.errors import one_line
 
 allowed = True  # in this process; see `allow`
 WARM_UP = 3  # calls of a shape before it is captured, as PyTorch advises: allocations and cuDNN's trials come first
+SHARE = 0.25  # of a GPU's memory in the hands of this process, beyond which it captures no further `Graphed` network
 
 
 def allow(replay: bool) -> None:
@@ -37,15 +42,28 @@ class Replay:
     of inputs has a graph of its own. On any other device, or with `enabled` False, it is the plain function.
 
     act: may change tensors in place, such as weights and running statistics, and draw from the GPU's own generator.
-    It must not draw from a generator on the CPU, or look at a value; Python in it runs for the first calls alone.
+    It must not draw on the CPU, keep a count in Python, or look at a value: Python in it runs for the first calls
+    alone. generators: on the CPU, those it could draw from beside the global ones.
     """
 
-    def __init__(self, act: Callable[..., Any], device: torch.device, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        act: Callable[..., Any],
+        device: torch.device,
+        enabled: bool = True,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         self._act = act
-        self._stream = torch.cuda.Stream(device) if enabled and allowed and device.type == "cuda" else None
+        self._generators = generators
+        self._stream = _stream(device) if enabled and allowed and device.type == "cuda" else None
         self._pool = torch.cuda.graph_pool_handle() if self._stream else None
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self._captured: dict[tuple[Any, ...], _Captured] = {}
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it is more than the plain function."""
+        return self._stream is not None
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return what the function returns: tensors that the next call may overwrite.
@@ -54,7 +72,7 @@ class Replay:
         """
         if self._stream is None:
             return self._act(*inputs)
-        key = tuple((tuple(x.shape), x.dtype) for x in inputs)
+        key = _shapes(inputs)
         if key not in self._captured:
             self._calls[key] += 1
             if self._calls[key] <= WARM_UP:
@@ -79,16 +97,8 @@ class Replay:
     def _capture(self, *inputs: Tensor) -> _Captured:
         mine = tuple(x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                output = self._act(*mine)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise RuntimeError(
-                "expected work of the GPU alone, got a network, loss or method that looks at a value, or draws on the "
-                f"CPU ({one_line(error)}); run the same command again with replay=false"
-            ) from error
+        with capturing(self._generators), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            output = self._act(*mine)
         return _Captured(graph, mine, output)
 
 
@@ -96,32 +106,92 @@ class Graphed(nn.Module):
     """A frozen network that is asked again and again for gradients in its inputs; on a GPU both ways are replayed.
 
     Without gradients, or on any other device, it is the plain network. So it is where an answer comes before the
-    gradients of the last have been taken, since there is but one place for what those need.
+    gradients of the last have been taken, since there is but one place for what those need, and where that place would
+    take more than its SHARE of the GPU.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__()
         self._network = network
         self._enabled = allowed and device.type == "cuda"
+        # Its shapes never wait for gradients at once; other networks do, and may not share it.
+        self._pool = torch.cuda.graph_pool_handle() if self._enabled else None
         self._captured: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
         self._waiting = False  # for the gradients of its last answer
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return what the network returns, which the next call may overwrite."""
+        """Return what the network returns, which the next call may overwrite.
+
+        Raises RuntimeError where it cannot be captured.
+        """
         moved = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        if not (self._enabled and moved) or self._waiting:
-            answer: Tensor = self._network(*inputs)
-            return answer
-        key = tuple((tuple(x.shape), x.dtype) for x in inputs)
+        if self._enabled and moved and not self._waiting and self._ready(inputs):
+            output = self._captured[_shapes(inputs)](*inputs)
+            self._waiting = True
+            output.register_hook(self._done)
+            return output
+        plain: Tensor = self._network(*inputs)
+        return plain
+
+    def _ready(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Capture the network for these shapes if it is not yet and may be; return whether it is."""
+        key, device = _shapes(inputs), inputs[0].device
         if key not in self._captured:
+            most = SHARE * torch.cuda.get_device_properties(device).total_memory
+            if torch.cuda.memory_reserved(device) > most:
+                return False
             examples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
             # A function of its own: PyTorch would replace the forward of a module, for every shape.
-            captured = torch.cuda.make_graphed_callables(lambda *x: self._network(*x), examples)
+            with capturing(), torch.cuda.device(device):
+                captured = torch.cuda.make_graphed_callables(lambda *x: self._network(*x), examples, pool=self._pool)
             self._captured[key] = cast(Callable[..., Tensor], captured)
-        output = self._captured[key](*inputs)
-        self._waiting = True
-        output.register_hook(self._done)
-        return output
+        return True
 
     def _done(self, _gradient: Tensor) -> None:
         self._waiting = False
+
+
+@contextmanager
+def capturing(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """Refuse what is captured inside the block and would not be the same work when replayed, as far as can be seen.
+
+    Raises RuntimeError, with the way out; torch.OutOfMemoryError as it comes.
+    """
+    before, why = _drawn(generators), "it draws on the CPU"
+    try:
+        yield
+        if _drawn(generators) == before:
+            return
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # PyTorch ends the capture all the same, and what that raises hides what was wrong.
+        cause = error.__context__ or error
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from error
+        why = one_line(cause)
+    raise refusal(why)
+
+
+def refusal(why: str) -> RuntimeError:
+    """Return the error about work that cannot be replayed, and the way out."""
+    return RuntimeError(
+        f"expected work of the GPU alone, got a network, loss or method that cannot be replayed ({why}); run the same "
+        "command again with replay=false"
+    )
+
+
+def _drawn(generators: Sequence[torch.Generator]) -> tuple[Any, ...]:
+    """Return the state of every generator on the CPU."""
+    _, keys, place, *_ = np.random.get_state(legacy=True)
+    states = (one.get_state().numpy().tobytes() for one in (torch.default_generator, *generators))
+    return random.getstate(), np.asarray(keys).tobytes(), place, *states
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    return tuple((tuple(x.shape), x.dtype) for x in inputs)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # one for all: cuBLAS keeps memory for each

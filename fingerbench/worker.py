@@ -72,17 +72,20 @@ def _attempt(bench: Bench, line: str) -> dict[str, Any]:
         told = isinstance(error, UserError | BuildError | DamagedError)
         text = str(error) if told else traceback.format_exc()
         return {"status": "failed", "user": isinstance(error, UserError), "error": text, "broken": not told}
-    torch.cuda.empty_cache()  # PyTorch keeps what was freed, and the workers share one GPU
+    finally:
+        torch.cuda.empty_cache()  # PyTorch keeps what was freed, and the workers share one GPU
     return reply
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     # The allocator of PyTorch's CPU tensors has no exception of its own, nor has what CUDA and its libraries take for
     # themselves, such as a context where other workers have filled the GPU.
-    # Where no plan of cuDNN's gets its workspace, PyTorch says that there is no engine.
+    # Where no plan of cuDNN's gets its workspace, PyTorch says that there is no engine. The end of a capture hides it.
     no_plan = "unable to find an engine to execute"
-    signs = ("DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", no_plan)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", no_plan)
+    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    cause = error.__cause__ or error.__context__
+    return lacking or (cause is not None and _out_of_memory(cause))
 
 
 def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:

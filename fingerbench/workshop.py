@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import shutil
+import sysconfig
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -126,15 +127,20 @@ def pick_bfloat16(precision: str, device: torch.device, architecture: str) -> bo
 def pick_compiled(wanted: str, device: torch.device, architecture: str) -> bool:
     """Tell whether to train what `torch.compile` makes of a network: "all", "none", or "auto", where it pays.
 
-    That is on a GPU, for `nets.COMPILED_ON_GPU`, where there are Triton and the C compiler that it needs.
+    That is on a GPU, for `nets.COMPILED_ON_GPU`, where there are Triton and what it needs: a C compiler, Python's
+    headers, and compute capability 7.0.
     """
     if wanted not in ("auto", "all", "none"):
         raise unknown("compiled", wanted, ["auto", "all", "none"])
     if wanted != "auto":
         return wanted == "all"
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    able = device.type == "cuda" and find_spec("triton") is not None and compiler is not None
-    return able and architecture in COMPILED_ON_GPU
+    return device.type == "cuda" and architecture in COMPILED_ON_GPU and _compiles(device)
+
+
+def _compiles(device: torch.device) -> bool:
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
+    return bool(find_spec("triton") and compiler and headers and torch.cuda.get_device_capability(device) >= (7, 0))
 
 
 def bfloat16_unit() -> str | None:
@@ -148,13 +154,14 @@ def bfloat16_unit() -> str | None:
 def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
     """Yield a function that returns the peak memory in MiB since the block began.
 
-    On a GPU that of PyTorch's tensors there, else the resident memory of this process, about 300 of it PyTorch itself.
-    Where Linux does not let a process forget its earlier peak, the peak since it started.
+    On a GPU what PyTorch holds there, for tensors and for graphs to be replayed; else the resident memory of this
+    process, about 300 of it PyTorch itself. Where Linux does not let a process forget its earlier peak, the peak since
+    it started.
     """
     if device.type == "cuda":
         torch.cuda.init()  # else PyTorch does not know a device with a number yet
         torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device) / 2**20
+        yield lambda: torch.cuda.max_memory_reserved(device) / 2**20
         return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # see proc(5): the high water mark falls to what is used now

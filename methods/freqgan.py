@@ -99,7 +99,11 @@ class FreqGAN:
         """Return the generator, trained, in eval mode. clean: int64 (n,), the source's answers to training images."""
         pair = self._pair(setting)
         train = setting.train.to(setting.device)
-        step = Replay(lambda real, labels: self._step(pair, setting.source, real, labels), setting.device)
+        step = Replay(
+            lambda real, labels: self._step(pair, setting.source, real, labels),
+            setting.device,
+            generators=[setting.generator],
+        )
         batches = max(1, round(len(clean) / self.batch))  # of nearly equal size: BatchNorm cannot train on one image
         for epoch in range(self.epochs):
             shuffled = torch.randperm(len(clean), generator=setting.generator)

@@ -79,7 +79,7 @@ class MetaV:
                 (weight * self.loss(answers, side, verifier)).backward()
             adam.step()
 
-        again = Replay(step, setting.device)
+        again = Replay(step, setting.device, generators=[setting.generator])
         for _ in range(self.iterations):
             again()
         return self._record(setting, images(w.detach()), verifier)

@@ -199,10 +199,11 @@ class NaturalFinger:
         gan: Gan,
     ) -> Tensor:
         """Return the three-term loss summed over latents: be y+ to positives, y- to negatives, real to D."""
-        image = gan.generator(z, candidates.classes)
+        image = gan.generator(z, candidates.classes).float()
         bank = self._bank()
         transform = bank[int(torch.randint(len(bank), (), generator=setting.generator))]
-        x = transform((image + 1) / 2, setting.generator).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(setting.device.type, enabled=False):  # bfloat16 would be off by tenths of a pixel
+            x = transform((image + 1) / 2, setting.generator).contiguous(memory_format=torch.channels_last)
         stolen = torch.stack([margin(m(x), candidates.labels, self.kappa) for m in positives])
         strange = torch.stack([margin(m(x), candidates.negative_labels, self.kappa) for m in negatives])
         loss = stolen.mean(0) + strange.mean(0)

@@ -78,6 +78,8 @@ def test_the_switch_is_no_part_of_a_key():
 
 
 def test_the_switch_is_true_or_false(tmp_path):
+    with pytest.raises(UserError, match="unknown compiled 'sometimes'"):
+        fb.open(f"store={tmp_path}", "compiled=sometimes").build([])
     for switch in ("deterministic", "replay"):
         with pytest.raises(UserError, match=f"{switch}: expected true or false; got 'sometimes'"):
             fb.open(f"store={tmp_path}", f"{switch}=sometimes").build([])

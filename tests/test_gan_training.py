@@ -89,6 +89,18 @@ def test_a_killed_training_goes_on_to_the_same_gan(name, tmp_path, monkeypatch):
     assert [path.name for path in file.parent.iterdir()] == ["key.pt"]
 
 
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "CHECKPOINT_S", 0.0)
+    file = tmp_path / "key.pt"
+    SMALL.train(digits(), 10, fresh(), torch.device("cpu"), file)
+    content = torch.load(file, weights_only=True)
+    for name in ("adam_g", "adam_d"):
+        content[name]["param_groups"][0]["capturable"] = True
+    torch.save(content | {"step": content["step"] - 1}, file)
+    gan = SMALL.train(digits(), 10, fresh(), torch.device("cpu"), file)
+    assert all(bool(weight.isfinite().all()) for weight in gan.generator.parameters())
+
+
 def test_a_broken_checkpoint_is_named(tmp_path):
     (tmp_path / "key.pt").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="delete it to start over"):

@@ -4,12 +4,17 @@ Each test compares with a second path on the CPU, so that it says something ther
 """
 
 import copy
+import itertools
 import os
+import random
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import METHODS
@@ -24,7 +29,7 @@ from fingerbench.evaluate.specs import AccuracySpec, AgreementSpec, ResponseSpec
 from fingerbench.gans import train
 from fingerbench.nets import Normalise
 from fingerbench.ops import matching_rate, predict, send
-from fingerbench.replay import Graphed, Replay
+from fingerbench.replay import Graphed, Replay, capturing
 from fingerbench.seeds import CUBLAS, fix_order, seeded
 from fingerbench.store import Artefact
 from fingerbench.transforms import GaussianBlur, GaussianNoise, Shear, UniformNoise, shear
@@ -160,21 +165,84 @@ def test_training_meets_the_same_losses(store, device):
     torch.testing.assert_close(workbench.losses, expected, rtol=0.05, atol=0.02)  # rounding errors grow step by step
 
 
+LOOKS = """
+import torch
+from fingerbench.replay import Replay
+x = torch.ones(4, device="cuda")
+again = Replay(lambda y: y / y.sum().item(), x.device)
+[again(x) for _ in range(5)]
+"""
+
+
 @pytest.mark.gpu
 @NO_GPU
-def test_what_cannot_be_replayed_says_so(monkeypatch):
-    device = torch.device("cuda")
-    x = torch.ones(4, device=device)
-
-    def looks(y):
-        return y / y.sum().item()
-
-    again = Replay(looks, device)
-    with pytest.raises(RuntimeError, match="run the same command again with replay=false"):
-        [again(x) for _ in range(5)]
+def test_what_looks_at_a_value_cannot_be_replayed_and_is_told_the_way_out(monkeypatch):
+    # In a process of its own, which a capture that failed does not leave as it was.
+    done = subprocess.run([sys.executable, "-c", LOOKS], capture_output=True, text=True, check=False)
+    assert done.returncode and "run the same command again with replay=false" in done.stderr
     monkeypatch.setattr("fingerbench.replay.allowed", False)
-    plain = Replay(looks, device)
-    assert all(torch.equal(plain(x).cpu(), torch.full((4,), 0.25)) for _ in range(5))
+    device = torch.device("cuda")
+    plain = Replay(lambda y: y / y.sum().item(), device)
+    assert all(torch.equal(plain(torch.ones(4, device=device)).cpu(), torch.full((4,), 0.25)) for _ in range(5))
+
+
+@pytest.mark.parametrize("source", ["python", "numpy", "torch", "own"])
+def test_what_draws_on_the_cpu_is_not_captured(source):
+    own = torch.Generator().manual_seed(0)
+    draw = {
+        "python": random.random,
+        "numpy": np.random.rand,
+        "torch": lambda: torch.rand(()),
+        "own": lambda: torch.rand((), generator=own),
+    }
+    with capturing([own]):
+        torch.ones(3).sum()
+    with pytest.raises(RuntimeError, match=r"it draws on the CPU.*replay=false"), capturing([own]):
+        draw[source]()
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_dropout_is_drawn_anew_in_every_replay():
+    device = torch.device("cuda")
+    again = Replay(lambda x: F.dropout(x, 0.5), device)
+    seen = [again(torch.ones(1000, device=device)).cpu().clone() for _ in range(8)]
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("schedule", ["steps", "cosine", "onecycle"])
+def test_replayed_trainings_are_those_whose_kernels_are_launched(store, schedule, monkeypatch):
+    bench, device = opened(store, "method=random", "attack=source"), torch.device("cuda")
+    images = type(bench.data.a)(bench.data.a.x[:330], bench.data.a.y[:330]).to(device)  # batches of two sizes
+    recipe, trained = replace(RECIPE, epochs=3, schedule=schedule, milestones=(0.4, 0.8)), []
+    for replayed in (True, False):
+        monkeypatch.setattr("fingerbench.replay.allowed", replayed)
+        with seeded(0) as generator:
+            model = nn.Sequential(*block(3, 8), *block(8, 16), nn.Flatten(), nn.Dropout(0.2), nn.Linear(256, 10))
+            workbench = Workbench(device, True, Augment(2, True), generator, bench.data.task)
+            supervise(model, images, recipe, workbench)
+        trained.append((workbench.losses, model.state_dict()))
+    (losses, weights), (expected, others) = trained
+    assert losses == pytest.approx(expected, rel=1e-3)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("name", GANS)
+def test_replayed_gans_are_those_whose_kernels_are_launched(store, name, monkeypatch):
+    bench, device = opened(store, "method=naturalfinger", "attack=source", f"gan={name}", "gan.steps=6"), "cuda"
+    design = bench.fingerprint_spec.gan.design
+    z, images = torch.randn(8, design.latent, generator=torch.Generator().manual_seed(2)), []
+    for replayed in (True, False):
+        monkeypatch.setattr("fingerbench.replay.allowed", replayed)
+        gan = design.train(bench.data.a, 10, torch.Generator().manual_seed(1), torch.device(device))
+        with torch.no_grad():
+            images.append(gan.generator(z[:, : gan.latent].to(device), torch.arange(8, device=device)).cpu())
+    torch.testing.assert_close(*images, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.gpu

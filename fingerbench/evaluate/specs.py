@@ -6,6 +6,7 @@ its owner has.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Sequence
@@ -74,6 +75,8 @@ class FingerprintSpec(Spec):
                 fingerprint = self.method.fingerprint(setting)
             except NoQueriesError as error:
                 fingerprint = Fingerprint(torch.empty(0, *workshop.data.shape), {}, note=str(error))
+        if workshop.device.type == "cuda":
+            gc.collect()  # `Graphed` networks refer to themselves, and hold memory that other workers want
         if len(fingerprint) > self.budget:
             raise ValueError(f"{self.name}: expected at most {self.budget} queries, got {len(fingerprint)}")
         return dict(fingerprint.tensors()), {

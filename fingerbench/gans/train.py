@@ -129,7 +129,8 @@ def train(
         DivergedError: a weight is not finite.
     """
     g, d = gan.generator.to(device).train(), gan.discriminator.to(device).train()
-    step_g, step_d = (adam(net.parameters(), training.lr, training.betas) for net in (g, d))
+    replayed = not training.draws
+    step_g, step_d = (adam(net.parameters(), training.lr, training.betas, replayed) for net in (g, d))
     reals = _Reals(images.to(device), training, generator)
     average = copy.deepcopy(g) if training.ema_decay else g
     state = {"generator": g, "discriminator": d, "average": average, "adam_g": step_g, "adam_d": step_d, "reals": reals}
@@ -144,8 +145,7 @@ def train(
     def learn(*tensors: Tensor) -> None:
         descend((step_g, training.generator_loss(gan, Batch(*tensors), generator)))
 
-    replayed = not training.draws
-    teach_again, learn_again = Replay(teach, device, replayed), Replay(learn, device, replayed)
+    teach_again, learn_again = (Replay(act, device, replayed, [generator]) for act in (teach, learn))
     began = _resume(checkpoint, state, generator) if checkpoint and checkpoint.is_file() else 0
     written = time.monotonic()
     for step in range(began, training.steps):
@@ -204,10 +204,12 @@ class _Reals:
         self.left = state["left"]
 
 
-def adam(weights: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
-    """Return Adam, on a GPU in a form that `Replay` can capture."""
+def adam(
+    weights: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999), replayed: bool = True
+) -> torch.optim.Adam:
+    """Return Adam, on a GPU in a form that `Replay` can capture, if it is to be `replayed`."""
     weights = list(weights)
-    return torch.optim.Adam(weights, lr, betas, capturable=weights[0].is_cuda)
+    return torch.optim.Adam(weights, lr, betas, capturable=replayed and weights[0].is_cuda)
 
 
 def descend(*updates: tuple[torch.optim.Optimizer, Tensor]) -> None:
@@ -264,6 +266,9 @@ def _resume(path: Path, state: dict[str, Any], generator: torch.Generator) -> in
         content = torch.load(path, map_location="cpu", weights_only=True)
         require_schema("it", content.get("schema", SCHEMA), SCHEMA, "finish the GAN with that version")
         for name, part in state.items():
+            if isinstance(part, torch.optim.Optimizer):  # the device may be another now
+                for group, mine in zip(content[name]["param_groups"], part.param_groups, strict=True):
+                    group["capturable"] = mine["capturable"]
             part.load_state_dict(content[name])
         generator.set_state(content["random"])
         step = int(content["step"])

@@ -15,7 +15,7 @@ from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, unknown
 from fingerbench.ops import pixels, predict
 from fingerbench.records import Images
-from fingerbench.replay import Replay
+from fingerbench.replay import Replay, refusal
 from fingerbench.task import Task
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -112,11 +112,12 @@ def fit(
 
     Args:
         images: as stored, (n, c, h, w), on the device.
-        loss: called once a batch.
+        loss: called once a batch; on a GPU only for the first of each size, see `Replay`.
         frozen: keep the model in eval mode, so that BatchNorm statistics stay as they are and dropout is off.
 
     Raises:
         DivergedError: the loss is not finite.
+        RuntimeError: on a GPU, a step cannot be replayed.
     """
     model = model.to(bench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
     recipe = replace(recipe, lr=recipe.lr * bench.caution)
@@ -126,7 +127,7 @@ def fit(
     optimizer = torch.optim.SGD(
         learnt, rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
     )
-    forward = torch.compile(model) if bench.compiled else model
+    forward = _compiled(model) if bench.compiled else model
     batches = _batches(len(images), recipe.batch)
     schedule = _schedule(optimizer, recipe, recipe.epochs * batches)
 
@@ -139,7 +140,8 @@ def fit(
         optimizer.step()
         return value.detach()
 
-    step = Replay(descend, bench.device)
+    step = Replay(descend, bench.device, generators=[bench.generator])
+    places = _places(model)
     for epoch in range(recipe.epochs):
         total = torch.zeros((), device=bench.device)
         order = torch.randperm(len(images), generator=bench.generator).to(bench.device)
@@ -147,10 +149,23 @@ def fit(
             x = bench.augment(pixels(images[index]), bench.generator)
             total += step(x.contiguous(memory_format=torch.channels_last), index)
             schedule.step()
+        if step.replayed and _places(model) != places:
+            raise refusal("it puts new tensors in the place of its buffers")
         bench.losses.append(total.item() / batches)
         if not math.isfinite(bench.losses[-1]):
             raise DivergedError(f"loss {bench.losses[-1]} in epoch {epoch + 1} of {recipe.epochs}")
     return model.eval()
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    # All nn.Sequential count as one function, of which PyTorch compiles eight by default and leaves the others plain.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    # Once a size of batch: what a worker made before must not choose another kernel.
+    return torch.compile(model, dynamic=False)
+
+
+def _places(model: nn.Module) -> list[int]:
+    return [buffer.data_ptr() for buffer in model.buffers()]
 
 
 def _batches(images: int, batch: int) -> int:
