@@ -78,6 +78,15 @@ def writing(folder: Path, option: str) -> Iterator[None]:
         ) from error
 
 
+def last_raised(text: str) -> str | None:
+    """Return the first line of the last error in a traceback; None where `text` is none. CUDA says much after it."""
+    lines = text.strip().splitlines()
+    files = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    if not files:
+        return None
+    return next((line for line in lines[files[-1] :] if not line.startswith(" ")), lines[-1].strip())
+
+
 def one_line(error: BaseException) -> str:
     """Return what an error says, in one line that is not long."""
     text = " ".join(str(error).split()) or type(error).__name__

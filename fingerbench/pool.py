@@ -27,7 +27,7 @@ from typing import Any
 
 from fingerbench.cluster import granted_cores
 from fingerbench.cost import Effort
-from fingerbench.errors import BuildError, UserError
+from fingerbench.errors import BuildError, UserError, last_raised
 from fingerbench.eta import Eta
 from fingerbench.progress import Progress, plural
 from fingerbench.seeds import CUBLAS
@@ -268,7 +268,7 @@ class Pool:
 
     def _leave_out(self, spec: Spec, why: str) -> None:
         self._failed[spec.key] = (spec, why)
-        log.warning("failed: %s: %s; the others go on", spec.label, why.rstrip().splitlines()[-1])
+        log.warning("failed: %s: %s; the others go on", spec.label, last_raised(why) or why.rstrip().splitlines()[-1])
         gone = {spec.key}
         while lost := [key for key, other in self._todo.items() if any(p.key in gone for p in other.needs())]:
             gone.update(lost)

@@ -36,7 +36,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fingerbench import cluster
-from fingerbench.errors import UserError, require_schema, writing
+from fingerbench.errors import UserError, last_raised, require_schema, writing
 from fingerbench.files import write_json
 from fingerbench.untrusted import content, parse_json
 
@@ -142,11 +142,10 @@ def _end(folder: Path, record: Mapping[str, Any], told: str) -> None:
 
 def why(error: BaseException) -> str:
     """Return the first line of an error; of one that holds the traceback of a worker, the error in there."""
-    lines = str(error).strip().splitlines()
-    files = [number for number, line in enumerate(lines) if line.startswith('  File "')]
-    if files:
-        return next((line for line in lines[files[-1] :] if not line.startswith(" ")), lines[-1].strip())
-    first = lines[0] if lines else ""
+    raised = last_raised(str(error))
+    if raised is not None:
+        return raised
+    first = next(iter(str(error).strip().splitlines()), "")
     return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}".removesuffix(": ")
 
 

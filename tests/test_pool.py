@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from fingerbench.errors import BuildError
 from fingerbench.pool import Pool
 from fingerbench.store import Spec, Store
 
@@ -63,3 +64,30 @@ def test_a_worker_goes_on_with_what_is_like_its_last_unless_something_more_urgen
     made.clear()
     Inline(Store(tmp_path / "other"), {"made": made, "machine": 0}, 1).run([first, second, third, fourth])
     assert [toy.number for toy in made] == [0, 4, 1, 3]
+
+
+CUDA_SAYS = """Traceback (most recent call last):
+  File "a.py", line 1, in a
+RuntimeError: hidden
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "b.py", line 2, in b
+    fail()
+torch.AcceleratorError: CUDA error: an illegal memory access was encountered
+CUDA kernel errors might be asynchronously reported at some other API call.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+
+
+def test_of_a_traceback_that_goes_on_after_the_error_the_error_is_told(tmp_path, caplog):
+    class Failing(Inline):
+        def _ask(self, _worker, _spec):
+            return {"status": "failed", "user": False, "error": CUDA_SAYS}
+
+    with pytest.raises(BuildError, match="TORCH_USE_CUDA_DSA"), caplog.at_level(logging.WARNING):
+        Failing(Store(tmp_path), {"made": [], "machine": 0}, 1).run([Toy(0)])
+    assert (
+        "torch.AcceleratorError: CUDA error: an illegal memory access was encountered; the others go on" in caplog.text
+    )
