@@ -3,11 +3,10 @@
     python benchmarks/train_speed.py [--architectures resnet18 xception] [--width 0.125] [--out TABLE.md]
 
 Ours is `fingerbench.zoo.train.fit` with CIFAR-10's augmentation, in float32 and in bfloat16 autocast; on a GPU also in
-bfloat16 without replayed steps, and with torch.compile. The plain loop
-is DataLoader workers that crop, flip and convert image by image, float32, contiguous format, SGD, cross-entropy and
-loss.item(). Images are random: speed does not hang on what they show. The share of the peak is of a large matrix
-product on the same device and threads, in the type that `precision=auto` picks. A training step counts as three
-forward passes (see fingerbench/cost.py).
+bfloat16 without replayed steps, and with torch.compile. The plain loop is DataLoader workers that crop, flip and
+convert image by image, float32, contiguous format, SGD, cross-entropy and loss.item(). Images are random: speed does
+not hang on what they show. The share of the peak is of a large matrix product on the same device and threads, in the
+type that `precision=auto` picks. A training step counts as three forward passes (see fingerbench/cost.py).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ DETECTORS = ("vgg9",)
 NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
 
 COMPILED_ON_GPU = ("densenet121", "efficientnet", "googlenet", "inceptionv3", "xception")
-"""Networks that `torch.compile` makes 1.4 to 2 times faster to train on a GPU, as replayed steps: results/speed.
+"""Networks that `torch.compile` makes 1.2 to 2 times faster to train on a GPU, as replayed steps: results/speed/gpu.md.
 
 A worker needs up to two minutes of a core for that, once for each of them; ResNet18 gains nothing.
 """
