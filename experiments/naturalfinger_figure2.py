@@ -47,13 +47,13 @@ class Figure2(Experiment):
         require("negative_labels" in tensors, "sample queries", "some with labels y-, as naturalfinger makes them", got)
         pairs = list(zip(tensors["labels"].tolist(), tensors["negative_labels"].tolist(), strict=True))
         names = NAMES.get(bench.settings.data.name, range(bench.data.task.outputs))
-        said = (
-            f"{caption(cells[:1])} Below each query what stolen models are to answer / what independent ones are; "
-            f"{len(set(pairs))} pairs occur, each is shown once. The paper shows {', '.join(PAIRS)}."
-        )
         exhibits = []
         for most in self.samples:
             rows = different(pairs)[:most]
+            said = (
+                f"{caption(cells[:1])} Below each query what stolen models are to answer / what independent ones are; "
+                f"{len(rows)} of {len(set(pairs))} pairs, one query each. The paper shows {', '.join(PAIRS)}."
+            )
             texts = [f"{names[pairs[row][0]]}/{names[pairs[row][1]]}" for row in rows]
             figure = query_grid(tensors["queries"][rows].numpy(), texts, COLUMNS, said)
             exhibits.append(Exhibit(f"queries_{most}", said, figure=figure))

@@ -71,8 +71,8 @@ def _attempt(bench: Bench, line: str) -> dict[str, Any]:
             os._exit(OUT_OF_MEMORY)  # whatever holds the memory goes with this process
         told = isinstance(error, UserError | BuildError | DamagedError)
         text = str(error) if told else traceback.format_exc()
-        return {"status": "failed", "user": isinstance(error, UserError), "error": text, "broken": not told}
-    finally:
+        reply = {"status": "failed", "user": isinstance(error, UserError), "error": text, "broken": not told}
+    if not reply.get("broken"):  # after an error of CUDA this would fail, too
         torch.cuda.empty_cache()  # PyTorch keeps what was freed, and the workers share one GPU
     return reply
 

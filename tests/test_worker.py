@@ -68,4 +68,4 @@ def test_what_an_artefact_took_of_a_gpu_is_given_back_before_the_next(tmp_path, 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: in_use.append(sum(ref() is not None for ref in MADE)))
     MADE.clear()
     attempt(tmp_path, Toy(error))
-    assert len(MADE) == 1 and in_use == expected  # after an error of CUDA that would fail, too
+    assert len(MADE) == 1 and in_use == expected
