@@ -32,6 +32,9 @@ def _family(family: str, attack: Attack, source: str) -> Iterator[Suspect]:
     elif family == "scratch":
         for architecture in _others(attack, source):
             yield Suspect(f"scratch/{architecture}", family, None, architecture, architecture, None, "B", False, None)
+    elif family == "same-half":
+        for architecture in attack.variants:
+            yield Suspect(f"same-half/{architecture}", family, None, architecture, architecture, None, "A", False, None)
     elif family == "scratch-distill":
         for teacher in _others(attack, source):
             name, parent = f"scratch-distill/{teacher}", f"scratch/{teacher}"
