@@ -66,6 +66,16 @@ def attacks():
     return {str(family): config.build(node) for family, node in settings.attack.items()}
 
 
+def test_models_of_the_sources_half_are_independent_of_it():
+    bench = fb.open("method=random", "attack=[source,scratch,same-half]", "zoo.architectures=[resnet18,vgg13_bn]")
+    models, source = bench.models, bench.zoo.original()
+    rows = {row.name: row for row in bench.suspects if row.family == "same-half"}
+    assert list(rows) == ["same-half/resnet18", "same-half/vgg13_bn"]
+    assert not any(row.pirated or row.parent or row.mirror_of for row in rows.values())
+    assert {models[name].half for name in rows} == {"A"} == {source.half}
+    assert models["same-half/resnet18"].seed != source.seed and models["scratch/vgg13_bn"].half == "B"
+
+
 def test_pruning_leaves_no_gradient_to_follow_from_before_the_training(victim, monkeypatch):
     # A GPU could not replay its steps then.
     seen = []
