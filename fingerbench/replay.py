@@ -157,11 +157,9 @@ def capturing(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
 
     Raises RuntimeError, with the way out; torch.OutOfMemoryError as it comes.
     """
-    before, why = _drawn(generators), "it draws on the CPU"
+    before = _drawn(generators)
     try:
         yield
-        if _drawn(generators) == before:
-            return
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -169,8 +167,9 @@ def capturing(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
         cause = error.__context__ or error
         if isinstance(cause, torch.OutOfMemoryError):
             raise cause from error
-        why = one_line(cause)
-    raise refusal(why)
+        raise refusal(one_line(cause)) from error
+    if _drawn(generators) != before:
+        raise refusal("it draws on the CPU")
 
 
 def refusal(why: str) -> RuntimeError:
