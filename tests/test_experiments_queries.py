@@ -94,7 +94,8 @@ def test_sample_queries_show_each_pair_once_and_many_positive_labels_first(tmp_p
     shown = drawn(tmp_path, "naturalfinger_figure2", "experiment.samples=[2,20]")
     texts = [[text.get_text() for text in e.figure.axes[0].texts] for e in shown.values()]
     assert texts == [["3/5", "1/2"], ["3/5", "1/2", "8/0", "3/7"]]
-    assert "4 pairs occur" in shown["queries_20"].caption
+    assert "; 2 of 4 pairs, one query each" in shown["queries_2"].caption
+    assert "; 4 of 4 pairs, one query each" in shown["queries_20"].caption
 
 
 def test_a_method_without_second_labels_has_no_pairs(tmp_path):
