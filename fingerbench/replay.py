@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -149,6 +149,14 @@ class Graphed(nn.Module):
 
     def _done(self, _gradient: Tensor) -> None:
         self._waiting = False
+
+
+def adam(
+    weights: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999), replayed: bool = True
+) -> torch.optim.Adam:
+    """Return Adam, on a GPU in a form that `Replay` can capture, if it is to be `replayed`."""
+    weights = list(weights)
+    return torch.optim.Adam(weights, lr, betas, capturable=replayed and weights[0].is_cuda)
 
 
 @contextmanager

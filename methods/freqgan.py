@@ -38,9 +38,9 @@ from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Other, Pass, Work, forward_flop, passes
 from fingerbench.errors import DivergedError, NoQueriesError
 from fingerbench.gans import freqgan as networks
-from fingerbench.gans.train import Hinge, adam, descend
+from fingerbench.gans.train import Hinge, descend
 from fingerbench.records import AdversarialLoss, Fingerprint, Setting
-from fingerbench.replay import Replay
+from fingerbench.replay import Replay, adam
 
 LOSSES: dict[str, AdversarialLoss] = {"hinge": Hinge(), "log": networks.Logistic()}
 

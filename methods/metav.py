@@ -30,7 +30,7 @@ from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Work, passes
 from fingerbench.errors import UserError, require
 from fingerbench.records import Fingerprint, Setting
-from fingerbench.replay import Replay
+from fingerbench.replay import Replay, adam
 
 STOLEN, INDEPENDENT = 1, 0  # outputs of the verifier
 START_STD = 1e-3  # MNTD
@@ -70,14 +70,14 @@ class MetaV:
         verifier = self._verifier(setting)
         sides = [(m, STOLEN, 1 / len(setting.positives)) for m in setting.positives]
         sides += [(m, INDEPENDENT, 1 / len(setting.negatives)) for m in setting.negatives]
-        adam = torch.optim.Adam([w, *verifier.values()], self.lr, capturable=w.is_cuda)
+        optimizer = adam([w, *verifier.values()], self.lr)
 
         def step() -> None:
-            adam.zero_grad()
+            optimizer.zero_grad()
             for model, side, weight in sides:  # one at a time: the gradient is a sum, the memory that of one model
                 answers = setting.task.answer(model(images(w)))
                 (weight * self.loss(answers, side, verifier)).backward()
-            adam.step()
+            optimizer.step()
 
         again = Replay(step, setting.device, generators=[setting.generator])
         for _ in range(self.iterations):

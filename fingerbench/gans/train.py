@@ -7,7 +7,6 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from fingerbench.errors import DivergedError, UserError, one_line, require_schema, writing
 from fingerbench.ops import send
 from fingerbench.records import Gan, Images
-from fingerbench.replay import Replay
+from fingerbench.replay import Replay, adam
 
 log = logging.getLogger(__name__)
 
@@ -202,14 +201,6 @@ class _Reals:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.left = state["left"]
-
-
-def adam(
-    weights: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999), replayed: bool = True
-) -> torch.optim.Adam:
-    """Return Adam, on a GPU in a form that `Replay` can capture, if it is to be `replayed`."""
-    weights = list(weights)
-    return torch.optim.Adam(weights, lr, betas, capturable=replayed and weights[0].is_cuda)
 
 
 def descend(*updates: tuple[torch.optim.Optimizer, Tensor]) -> None:
