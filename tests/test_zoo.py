@@ -147,6 +147,25 @@ def test_the_surrogates_are_8_and_8_and_none_is_a_suspect(attacks):
         refuse_overlap([specs[5]], specs, zoo.original())
 
 
+def test_independent_surrogates_may_be_of_both_halves_in_turn_and_their_students_too():
+    zoo = toy_zoo()
+    of_b, of_both = (
+        config.build(config.compose([f"surrogates.halves={halves}"]).surrogates).specs(zoo)
+        for halves in ("[B]", "[B,A]")
+    )
+    assert of_both[0] == of_b[0]
+    assert [spec.half for spec in of_both[1]] == ["B", "A", "B", "A", "B", "B", "A", "B"]
+    assert [spec.parent for spec in of_both[1][5:]] == [of_both[1][0], of_both[1][1], of_both[1][0]]
+    assert [a.key == b.key for a, b in zip(of_b[1], of_both[1], strict=True)] == [
+        spec.half == "B" for spec in of_both[1]
+    ]
+    augmented = config.build(config.compose(["surrogates=augmented", "surrogates.halves=[A]"]).surrogates)
+    assert {spec.half for spec in augmented.specs(zoo)[1]} == {"A"}
+    for halves in ("[]", "[C]", "[A,B,A,B,A,B,A]"):
+        with pytest.raises(UserError, match=r"surrogates\.halves: expected a list of A and B"):
+            config.build(config.compose([f"surrogates.halves={halves}"]).surrogates)
+
+
 def test_augmented_surrogates_are_copies_of_few_models_that_follow_their_model(attacks):
     zoo = toy_zoo()
     plan: Augmented = config.build(config.compose(["surrogates=augmented", "profile=paper"]).surrogates)

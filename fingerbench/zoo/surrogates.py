@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 from fingerbench.errors import UserError, require
+from fingerbench.records import Half
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.table import Zoo
 
@@ -29,25 +31,33 @@ class Surrogates(Protocol):
 class Shared:
     """What FingerBench gives every method: students of the source; independent models and students of the first.
 
-    positives, scratch, distilled: architectures.
+    positives, scratch, distilled: architectures. halves: of the data, that the independent models are trained on, in
+    turn; with two, their students are those of the first and the second, in turn.
     """
 
     positives: tuple[str, ...]
     scratch: tuple[str, ...]
     distilled: tuple[str, ...]
     distill: Attack
+    halves: tuple[Half, ...] = ("B",)
+
+    def __post_init__(self) -> None:
+        _require_halves(self.halves, self.scratch)
 
     def specs(self, zoo: Zoo) -> Specs:
         """Return the source and its students; the independent models, then the students of the first."""
-        source, independent = zoo.original(), _independent(zoo, self.scratch)
-        positives = [source, *self._students(zoo, "positive", self.positives, source)]
-        negatives = [*independent, *self._students(zoo, "negative-distilled", self.distilled, independent[0])]
+        source, independent = zoo.original(), _independent(zoo, self.scratch, self.halves)
+        positives = [source, *self._students(zoo, "positive", self.positives, [source])]
+        teachers = independent[: len(self.halves)]
+        negatives = [*independent, *self._students(zoo, "negative-distilled", self.distilled, teachers)]
         return tuple(positives), tuple(negatives)
 
-    def _students(self, zoo: Zoo, sign: str, architectures: Sequence[str], parent: ModelSpec) -> Iterator[ModelSpec]:
-        for number, architecture in enumerate(architectures):
+    def _students(
+        self, zoo: Zoo, sign: str, architectures: Sequence[str], teachers: Sequence[ModelSpec]
+    ) -> Iterator[ModelSpec]:
+        for number, (architecture, teacher) in enumerate(zip(architectures, cycle(teachers), strict=False)):
             name = f"surrogate/{sign}/{number}-{architecture}"
-            yield zoo.derived(name, architecture, parent, self.distill, architecture)
+            yield zoo.derived(name, architecture, teacher, self.distill, architecture)
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Augmented:
 
     positives: variants of `copy`, one copy of the source for each; scratch: architectures of the independent models;
     copies: variants of `copy`, one copy of each independent model for each, as many as the augmentation factor.
+    halves: of the data, that the independent models are trained on, in turn.
     negatives, factor: how many of `scratch` and of `copies`, from the first on; None: all. What a model is does not
     hang on them, so that plans which differ in nothing else share models.
     """
@@ -64,10 +75,12 @@ class Augmented:
     scratch: tuple[str, ...]
     copies: tuple[str, ...]
     copy: Attack
+    halves: tuple[Half, ...] = ("B",)
     negatives: int | None = None
     factor: int | None = None
 
     def __post_init__(self) -> None:
+        _require_halves(self.halves, self.scratch)
         for key, value, least, most in (
             ("negatives", self.negatives, 1, len(self.scratch)),
             ("factor", self.factor, 0, len(self.copies)),
@@ -77,7 +90,7 @@ class Augmented:
 
     def specs(self, zoo: Zoo) -> Specs:
         """Return the source and its copies; each independent model, followed by its copies."""
-        source, independent = zoo.original(), _independent(zoo, self.scratch[: self.negatives])
+        source, independent = zoo.original(), _independent(zoo, self.scratch[: self.negatives], self.halves)
         copies = self.copies[: self.factor]
         negatives = [spec for model in independent for spec in self._with_copies(zoo, model, model.name, copies)]
         return tuple(self._with_copies(zoo, source, "surrogate/positive", self.positives)), tuple(negatives)
@@ -88,11 +101,16 @@ class Augmented:
             yield zoo.derived(f"{name}/copy-{number}-{variant}", base.architecture, base, self.copy, variant)
 
 
-def _independent(zoo: Zoo, architectures: Sequence[str]) -> list[ModelSpec]:
+def _independent(zoo: Zoo, architectures: Sequence[str], halves: Sequence[Half]) -> list[ModelSpec]:
     return [
-        zoo.trained(f"surrogate/negative/{number}-{architecture}", architecture, "B")
-        for number, architecture in enumerate(architectures)
+        zoo.trained(f"surrogate/negative/{number}-{architecture}", architecture, half)
+        for number, (architecture, half) in enumerate(zip(architectures, cycle(halves), strict=False))
     ]
+
+
+def _require_halves(halves: Sequence[str], scratch: Sequence[str]) -> None:
+    sound = 0 < len(halves) <= len(scratch) and set(halves) <= {"A", "B"}
+    require(sound, "surrogates.halves", "a list of A and B, no longer than surrogates.scratch", list(halves))
 
 
 def refuse_overlap(surrogates: Sequence[ModelSpec], zoo: Sequence[ModelSpec], source: ModelSpec) -> None:
