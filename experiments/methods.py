@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
-from fingerbench.evaluate.curves import comparison_figure
+from fingerbench.evaluate.curves import bars_legend, comparison_figure
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.report import comparison, summaries
 
@@ -24,7 +24,8 @@ class Methods(Experiment):
         """Return three tables and the bars of ARUC and AUC."""
         table = comparison([cell.run for cell in cells])
         said = caption(cells)
-        bars = comparison_figure(summaries(table), table[table["seed"] != "mean"], said)
+        means, seeds = summaries(table), table[table["seed"] != "mean"]
+        bars = comparison_figure(means, seeds, said)
         totals, margins, costs = tables.comparison_tables(table)
         return [
             Exhibit(
@@ -32,5 +33,5 @@ class Methods(Experiment):
             ),
             Exhibit("margins", f"Matching-rate margins, mean over each family. {said}", table=margins),
             Exhibit("costs", f"{tables.COSTS_NOTE} {said}", table=costs),
-            Exhibit("comparison_bars", f"{said} Bars: means; lines: 95 % intervals; dots: seeds.", figure=bars),
+            Exhibit("comparison_bars", f"{said} {bars_legend(means, seeds)}", figure=bars),
         ]

@@ -84,7 +84,7 @@ def test_cells_that_differ_by_their_seed_are_as_if_composed():
         (["experiment=naturalfinger_figure9", "gan=logan", "gan.steps=9"], "with gan.steps=9."),
         (["experiment=naturalfinger_table3", "gan=wgan_gp"], "with gan=wgan_gp."),
         (["experiment=methods", "surrogates=fifteen"], "with surrogates=fifteen."),
-        (["experiment=methods", "queries=10", "attack=[source,prune]"], "with attack=[source,prune], queries=10."),
+        (["experiment=methods", "queries=10", "attack=[source,prune]"], "with attack=[source, prune], queries=10."),
         (
             ["experiment=methods", "attack=[source,prune]", "attack.prune.variants=['0.9']"],
             "attack.prune.variants=[0.9].",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import METHODS, ROOT
+from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from fingerbench.errors import UserError
@@ -253,7 +254,7 @@ def figures():
     yield "aruc", aruc_figure(frame)
     yield "one-sided", aruc_figure(frame[frame["pirated"]], title="title", caption="caption")
     yield "panels", aruc_panels({"a": [frame, scores(seed=1)], "b": [frame]}, "caption")
-    yield "comparison", comparison_figure(table.assign(**ends), table)
+    yield "comparison", comparison_figure(table.assign(**ends), pd.concat([table, table.assign(aruc=0.4)]))
     yield "queries", query_grid(queries, labels=range(12), columns=5, caption="caption")
     yield "few", query_grid(queries[:3])
 
@@ -276,6 +277,16 @@ def test_the_shaded_area_is_the_mean_aruc():
     x, y = corners.T
     area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2  # the shoelace formula
     assert area == pytest.approx(np.mean([metrics.aruc(*metrics.sides(run)) for run in runs]))
+
+
+def test_dots_are_seeds_where_there_are_several():
+    seeds = pd.DataFrame({"method": ["a", "b", "b"], "aruc": [0.4, 0.5, 0.7], "auc": [0.6, 0.7, 0.9]})
+    means = seeds.groupby("method", sort=False).mean().reset_index()
+    means = means.assign(**{f"{metric}_{end}": 0.5 for metric in ("aruc", "auc") for end in ("low", "high")})
+    for runs, dots, said in ((seeds, [0.5, 0.7], "dots: seeds."), (seeds[:2], [], "Lines: 95 % intervals")):
+        figure = comparison_figure(means, runs)
+        drawn = next(c for c in figure.axes[0].collections if isinstance(c, PathCollection))
+        assert drawn.get_offsets()[:, 0].tolist() == dots and said in figure.get_supxlabel()
 
 
 def test_texts_stay_inside_the_figure():

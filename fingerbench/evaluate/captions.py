@@ -80,7 +80,8 @@ def _changed(bench: Bench) -> list[str]:
     chosen = [words[key] for key in ("gan", "surrogates") if key in words and key not in varied]
     if set(bench.settings.attack) != set(plain.attack):
         chosen.append(f"attack={config.text(list(bench.settings.attack))}")
-    return [*chosen, *(text for text in told if not text.startswith(_within(bench, plain, chosen)))]
+    named = [*chosen, *(text for text in told if not text.startswith(_within(bench, plain, chosen)))]
+    return [text.replace(",", ", ") for text in named]  # so that a line can break within a long list
 
 
 def _within(bench: Bench, plain: DictConfig, chosen: list[str]) -> tuple[str, ...]:

@@ -61,18 +61,26 @@ def aruc_panels(frames: Mapping[str, Sequence[DataFrame]], caption: str = "") ->
 
 
 def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "") -> Figure:
-    """Draw ARUC and AUC of every method as bars with intervals, the single seeds as dots.
+    """Draw ARUC and AUC of every method as bars with intervals, the single seeds, where there are several, as dots.
 
     means: one row per method, in the order of the bars; seeds: one row per run. Both have the columns method, aruc,
     auc, in [0, 1]; means also aruc_low, aruc_high, auc_low, auc_high; any may be missing.
     """
-    legend = "Bars: means; lines: 95 % intervals; dots: seeds."
+    legend = bars_legend(means, seeds)
+    seeds = seeds[seeds["method"].duplicated(keep=False)]
     with canvas(7.2, 0.45 * len(means) + 0.9, f"{caption.rstrip('.')}. {legend}" if caption else legend) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, metric in ((left, "aruc"), (right, "auc")):
             _draw_bars(axes, means, seeds, metric)
             axes.set_xlabel(metric.upper())
     return figure
+
+
+def bars_legend(means: DataFrame, seeds: DataFrame) -> str:
+    """Return what the marks of `comparison_figure` are."""
+    if len(seeds) == len(means):
+        return "Lines: 95 % intervals over suspects."
+    return "Bars: means over seeds; lines: 95 % intervals; dots: seeds."
 
 
 def caption_of(frame: DataFrame) -> str:

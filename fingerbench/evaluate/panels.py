@@ -117,7 +117,7 @@ def _draw_groups(axes: Axes, panel: Panel) -> None:
     width = 0.8 / max(len(panel.series), 1)
     for number, (name, values) in enumerate(panel.series.items()):
         places = np.arange(len(panel.x)) - 0.4 + width * (number + 0.5)
-        axes.bar(places, values, 0.92 * width, color=panel.shade(name))
+        axes.bar(places, values, 0.92 * width, color=panel.shade(name), edgecolor=panel.shade(name))  # 0 has an edge
         if name in panel.low:
             for ink, linewidth in (("white", 2.4), (INK, 1.0)):  # the white edge parts the line from a dark bar
                 axes.vlines(places, panel.low[name], panel.high[name], color=ink, linewidth=linewidth)
@@ -126,7 +126,7 @@ def _draw_groups(axes: Axes, panel: Panel) -> None:
     turned = max(len(str(x)) for x in panel.x) * len(panel.x) > 60
     labels: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(np.arange(len(panel.x)), [str(x) for x in panel.x], fontsize=8, **labels)
-    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=0.9)  # below the bars
     axes.set_xlim(-0.6, len(panel.x) - 0.4)
     axes.grid(visible=False, axis="x")
 
