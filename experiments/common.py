@@ -19,7 +19,13 @@ METAFINGER = (
     "The paper's source on CIFAR-10 is a wide ResNet, WRN-16-6, ours the one that is named here; its numbers are means "
     "over 3 models a setting, and we have one."
 )
-SPREAD = "means over the seeds, with the range over the seeds as a band, a thin line or in brackets"
+
+
+def spread(cells: Sequence[Cell]) -> str:
+    """Return what the values are that `over_seeds` gives: means and ranges, where there are several seeds."""
+    if len({cell.bench.settings.seed for cell in cells}) == 1:
+        return "of one seed"
+    return "means over the seeds, with the range over the seeds as a band, a thin line or in brackets"
 
 
 def by_label(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import METAFINGER, SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
+from experiments.common import METAFINGER, over_seeds, panel, queries_of, scores_of, side_by_side, spread
 from fingerbench.evaluate import plots, tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -39,7 +39,7 @@ class Figure3(Experiment):
         stolen = frame[frame["pirated"] & frame["family"].isin(TITLES)]
         rows = over_seeds(stolen, ["family", "variant", "method"], "score")
         said = (
-            f"Share of queries to which a stolen model answers what the source does: {SPREAD}. "
+            f"Share of queries to which a stolen model answers what the source does: {spread(cells)}. "
             f"{queries_of(cells)} The watermarks of the paper's figure are not in this benchmark. "
             f"{METAFINGER} {caption(cells, paper=True)}"
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.common import METAFINGER, SPREAD, over_seeds, panel, queries_of, scores_of, side_by_side
+from experiments.common import METAFINGER, over_seeds, panel, queries_of, scores_of, side_by_side, spread
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.panels import bar_panels
@@ -30,7 +30,7 @@ class Figure5(Experiment):
         rows["evasion"] = [name.replace("_", " ") for name in rows["evasion"]]
         said = (
             "Share of queries to which the source itself answers as the fingerprint says, although its input is "
-            f"modified; what is random is drawn {_draws(cells)} times: {SPREAD}. {queries_of(cells)} "
+            f"modified; what is random is drawn {_draws(cells)} times: {spread(cells)}. {queries_of(cells)} "
             f"The watermarks of the paper's figure are not in this benchmark. {METAFINGER} {caption(cells, paper=True)}"
         )
         figure = bar_panels({"": panel(rows, "evasion")}, "query accuracy", said, limits=(0, 1.02))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import METAFINGER, SPREAD, over_seeds, panel
+from experiments.common import METAFINGER, over_seeds, panel, spread
 from fingerbench.evaluate import metrics, plots
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -38,7 +38,8 @@ class Figure7(Experiment):
         said = (
             "Accuracy gap: mean query accuracy of all positives less that of all negatives. A line for each "
             "augmentation factor AF, the number of noised copies that stand beside each negative surrogate. Where no "
-            f"single query was found, the gap is 0. {SPREAD.capitalize()}. {METAFINGER} {caption(cells, paper=True)}"
+            f"single query was found, the gap is 0. {spread(cells).capitalize()}. {METAFINGER} "
+            f"{caption(cells, paper=True)}"
         )
         lines = panel(rows, "negatives", series="curve", xlabel="negative surrogates, without their copies")
         lines = replace(lines, colours=dict(zip(lines.series, plots.OTHER_COLOURS, strict=False)))

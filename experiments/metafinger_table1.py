@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import METAFINGER, SPREAD, by_label, over_seeds, queries_of, scores_of
+from experiments.common import METAFINGER, by_label, over_seeds, queries_of, scores_of, spread
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -51,8 +51,9 @@ class Table1(Experiment):
         others = "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, values in WATERMARKS.items())
         said = (
             "Per cent of queries to which an independent model answers what the source does; less is better. "
-            f"{SPREAD.capitalize()}; the seeds are the method's. {METAFINGER} The paper's watermarks, not in this "
-            f"benchmark, in the order {', '.join(names)}: {others}. {queries_of(cells)} {caption(cells, paper=True)}"
+            f"{spread(cells).capitalize()}; the seeds are the method's. {METAFINGER} The paper's watermarks, not in "
+            f"this benchmark, in the order {', '.join(names)}: {others}. {queries_of(cells)} "
+            f"{caption(cells, paper=True)}"
         )
         return [Exhibit("metafinger_table1", said, table=table, data=rows)]
 

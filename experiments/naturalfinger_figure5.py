@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import SPREAD, by_label, over_seeds, panel
+from experiments.common import by_label, over_seeds, panel, spread
 from fingerbench.errors import require
 from fingerbench.evaluate import plots
 from fingerbench.evaluate.captions import caption
@@ -39,7 +39,7 @@ class Figure5(Experiment):
         means = over_seeds(scores, ["method", "side", "share"], "score")
         panels = {label: _panel(label, means, scores) for label in by_label(cells)}
         said = (
-            f"{caption(cells, paper=True)} {PAPER} Scores are {SPREAD}. Share: of the images "
+            f"{caption(cells, paper=True)} {PAPER} Scores are {spread(cells)}. Share: of the images "
             "fine-tuned with, those whose adversarial examples were added, at 0 the source and its mirror, unattacked. "
             "Dashed: the lowest positive and, in the colour of the mirrors, the highest mirror here under any seed."
         )

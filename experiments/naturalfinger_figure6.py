@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.common import SPREAD, margins, over_seeds, panel, side_by_side
+from experiments.common import margins, over_seeds, panel, side_by_side, spread
 from fingerbench.errors import require
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -40,7 +40,7 @@ class Figure6(Experiment):
         means = over_seeds(frame, ["method", "family", "variant"], "margin")
         said = (
             f"{caption(cells, paper=True)} {PAPER} Margins, the score of the stolen model minus that of its mirror, "
-            f"are {SPREAD}."
+            f"are {spread(cells)}."
         )
         families = dict(list(means.groupby("family", sort=False)))
         lines = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import SPREAD, margins, over_seeds, panel, side_by_side
+from experiments.common import margins, over_seeds, panel, side_by_side, spread
 from fingerbench.errors import require
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -45,7 +45,7 @@ class Figure7(Experiment):
         panels = {TITLES[family]: panel(part, "architecture") for family, part in single.groupby("family", sort=False)}
         said = (
             f"{caption(cells, paper=True)} {PAPER} Margins, the score of the source's student minus that of the "
-            f"mirror's, are {SPREAD}."
+            f"mirror's, are {spread(cells)}."
         )
         unseen = (
             f"{said} Unseen: neither the source nor a surrogate that a method learned from is of this architecture "
