@@ -15,6 +15,7 @@ import heapq
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import machine
@@ -52,7 +53,9 @@ def opened(words: Sequence[str]) -> tuple[Bench, bool]:
         sizes = ASSUMED.get(bench.settings.data.name)
         if sizes is None:
             raise
-        return Bench(bench.settings, words, _blank(bench.settings.data.name, sizes)), False
+        transfer = min(sizes.transfer, bench.settings.data.transfer or sizes.transfer)
+        blank = _blank(bench.settings.data.name, replace(sizes, transfer=transfer))
+        return Bench(bench.settings, words, blank), False
     return bench, True
 
 

@@ -15,7 +15,7 @@ from fingerbench.data import SPLITS, check, digest
 from fingerbench.data.augment import Augment
 from fingerbench.data.cifar10 import Cifar10
 from fingerbench.data.digits import Digits, enlarge
-from fingerbench.data.folder import read_folder
+from fingerbench.data.folder import read_folder, spaced
 from fingerbench.data.glyphs import glyphs
 from fingerbench.data.imagefolder import ImageFolder
 from fingerbench.data.splits import split
@@ -223,6 +223,18 @@ def test_image_folder_is_read_sorted_as_rgb_of_32_pixels(tmp_path):
     assert x[0].unique().tolist() == [7]
     assert x[1, :, 0, 0].tolist() == [1, 2, 3]
     assert x.shape == (2, 3, 32, 32)
+    assert torch.equal(read_folder(tmp_path, 32, 1), x[:1]) and torch.equal(read_folder(tmp_path, 32, 9), x)
+
+
+def test_a_part_of_many_images_is_at_equal_distances():
+    assert spaced(10, 4) == [0, 2, 5, 7] and spaced(10, 1) == [0]
+    assert spaced(3, None) == spaced(3, 3) == spaced(3, 4) == [0, 1, 2] and spaced(0, 4) == []
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "all"])
+def test_cifar10_takes_a_number_of_transfer_images(tmp_path, wrong):
+    with pytest.raises(UserError, match=r"data\.transfer: expected null or a number of images"):
+        Cifar10(str(tmp_path), transfer=wrong).load()
 
 
 def test_image_folder_that_is_empty_or_damaged_is_refused(tmp_path):
@@ -241,6 +253,8 @@ def test_cifar10_has_the_splits_of_the_paper(cifar10):
     assert [len(getattr(cifar10, name)) for name in SPLITS[:-1]] == [25000, 25000, 5000, 5000]
     assert cifar10.shape == (3, 32, 32)
     assert len(cifar10.transfer) >= 20000
+    few = Cifar10(str(REAL), transfer=10).load().transfer
+    assert torch.equal(few.x, cifar10.transfer.x[:: len(cifar10.transfer) // 10])
     for name, each in (("a", 2500), ("b", 2500), ("finetune", 500), ("test", 500)):
         assert getattr(cifar10, name).y.bincount().tolist() == [each] * 10
 

@@ -45,8 +45,11 @@ def test_a_profile_has_a_recipe_of_its_name_and_the_user_may_name_another(profil
 
 
 def test_lite_sees_as_many_images_as_it_says():
-    zoo = config.compose(["profile=lite", "data=cifar10"]).zoo
-    assert zoo.training.epochs * 25_000 == 50_000 == zoo.knockoff.epochs * 50_000
+    settings = config.compose(["profile=lite", "data=cifar10"])
+    assert settings.zoo.training.epochs * 25_000 == 50_000
+    assert settings.zoo.knockoff.epochs * settings.data.transfer == 20_000
+    assert config.compose(["profile=paper", "data=cifar10"]).data.transfer is None
+    assert config.compose(["profile=lite", "data=cifar10", "data.transfer=50000"]).data.transfer == 50_000
 
 
 @pytest.mark.parametrize(("amx", "avx512", "unit"), [(0, 0, None), (0, 1, "AVX-512"), (1, 1, "AMX"), (1, 0, "AMX")])

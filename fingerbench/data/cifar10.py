@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fingerbench.data.folder import read_folder
+from fingerbench.data.folder import read_folder, spaced
 from fingerbench.data.splits import split
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, require
 from fingerbench.records import Dataset, Images
 from fingerbench.task import Classification
 
@@ -27,21 +27,25 @@ class Cifar10:
 
     root: folder that holds `cifar-10-batches-py`; transfer_root: folder that holds `cifar-100-python`, or images in
     any subfolders, whose labels are ignored; None: `cifar-100-python` or else the images in `cifar100`, both under
-    root; download: fetch what root lacks; seed: of the splits.
+    root; transfer: number of those images, at most, at equal distances in their order; None: all; download: fetch what
+    root lacks; seed: of the splits.
     """
 
     root: str
     transfer_root: str | None = None
+    transfer: int | None = None
     download: bool = False
     seed: int = 0
 
     def load(self) -> Dataset:
         """Return 25000 / 25000 images of the training part for a and b, 5000 / 5000 of the test part for finetune
-        and test (NaturalFinger's loaders), and all transfer images labelled 0.
+        and test (NaturalFinger's loaders), and the transfer images labelled 0.
 
         Raises:
             UserError: files that are missing or damaged.
         """
+        sound = self.transfer is None or (isinstance(self.transfer, int) and self.transfer > 0)
+        require(sound, "data.transfer", "null or a number of images", self.transfer)
         from fingerbench.vision import torchvision
 
         kind = torchvision.datasets.CIFAR10
@@ -61,9 +65,10 @@ class Cifar10:
         root = Path(self.transfer_root or self.root).expanduser()
         folder = root if self.transfer_root else root / "cifar100"
         if (root / kind.base_folder).is_dir() or (self.download and not folder.is_dir()):
-            return _archive(kind, root, train=True, download=self.download).x
+            x = _archive(kind, root, train=True, download=self.download).x
+            return x[spaced(len(x), self.transfer)]
         if folder.is_dir():
-            return read_folder(folder, SIDE)
+            return read_folder(folder, SIDE, self.transfer)
         raise UserError(
             f"transfer images of cifar10: expected {root / kind.base_folder} or images in {folder}, found neither; "
             "set data.download=true, or data.transfer_root=DIR to any folder of images"

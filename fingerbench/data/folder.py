@@ -15,8 +15,10 @@ from fingerbench.errors import UserError
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-def read_folder(folder: Path, size: int) -> Tensor:
-    """Return every image in `folder` and its subfolders, sorted by path, as uint8 (n, 3, size, size) RGB.
+def read_folder(folder: Path, size: int, most: int | None = None) -> Tensor:
+    """Return the images in `folder` and its subfolders, sorted by path, as uint8 (n, 3, size, size) RGB.
+
+    most: see `spaced`.
 
     Raises:
         UserError: no image in there, or one that cannot be read.
@@ -27,7 +29,13 @@ def read_folder(folder: Path, size: int) -> Tensor:
         raise UserError(
             f"{folder}: expected images ({kinds}), found none; set data.transfer_root=DIR to where some are"
         )
-    return read_images(paths, size)
+    return read_images([paths[i] for i in spaced(len(paths), most)], size)
+
+
+def spaced(n: int, most: int | None) -> list[int]:
+    """Return `most` of the numbers 0 to n - 1, at equal distances, or all where there are no more; None: all."""
+    kept = n if most is None else min(n, most)
+    return [i * n // kept for i in range(kept)]
 
 
 def image_paths(folder: Path) -> list[Path]:
