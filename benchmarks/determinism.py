@@ -9,7 +9,6 @@ random.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from fingerbench.data.augment import Augment
 from fingerbench.gans.sagan import Sagan
 from fingerbench.nets import ARCHITECTURES, NETWORKS, network
 from fingerbench.records import Images
-from fingerbench.seeds import CUBLAS, fix_order
+from fingerbench.seeds import fix_order
 from fingerbench.task import Classification
 from fingerbench.workshop import pick_bfloat16, pick_device
 from fingerbench.zoo.train import Recipe, Workbench, supervise
@@ -76,8 +75,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, help="also write the table here")
     a = parser.parse_args()
-    os.environ |= CUBLAS  # before cuBLAS starts
-    torch.set_num_threads(1)
+    # Steps are launched one by one: so few would be captured and hardly replayed.
+    machine.like_a_worker(1, deterministic=True, replayed=False)
     device = pick_device(a.device)
     x = torch.randint(256, (a.images, 3, a.size, a.size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = Images(x, torch.arange(a.images) % CLASSES).to(device)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from fingerbench import replay
 from fingerbench.evaluate.tables import markdown
 from fingerbench.manifest import hardware
-from fingerbench.seeds import fix_order
+from fingerbench.seeds import CUBLAS, fix_order
 
 PEAK_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 
@@ -27,10 +28,13 @@ def describe(device: torch.device) -> str:
     return f"{place}{processor}; {threads} threads; torch {torch.__version__}; load {load:.1f}"
 
 
-def like_a_worker(threads: int, deterministic: bool = False) -> None:
-    """Set PyTorch in this process as `fingerbench.worker` does in its own."""
+def like_a_worker(threads: int, deterministic: bool = False, replayed: bool = True) -> None:
+    """Set PyTorch in this process as `fingerbench.worker` does in its own, before it uses a GPU."""
+    if deterministic:
+        os.environ |= CUBLAS
     torch.set_num_threads(threads)
     fix_order(deterministic)
+    replay.allow(replayed)
 
 
 def timed(action: Callable[[], object], device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,7 @@ def _network(one: Pass, model: nn.Module, bench: Bench, device: torch.device) ->
     images = _images(one.batch, bench, device)
     if one.operation == "train":
         autocast = pick_bfloat16(bench.settings.precision, device, one.network.label)
+        # Not compiled, though a worker on a GPU might: that takes longer than all of this.
         workbench = Workbench(device, autocast, bench.zoo.augment, torch.Generator(), bench.data.task)
 
         def act(n: int, times: int) -> object:
@@ -233,7 +235,17 @@ def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
     positives, negatives = revived(outline.positives), revived(outline.negatives)
     random = torch.Generator().manual_seed(0)
     setting = Setting(
-        positives[0], data.a, data.test, positives, negatives, gan, data.task, outline.budget, device, random
+        positives[0],
+        data.a,
+        data.test,
+        positives,
+        negatives,
+        gan,
+        data.task,
+        outline.budget,
+        device,
+        random,
+        autocast=device.type == "cuda" and pick_bfloat16(bench.settings.precision, device, bench.zoo.source),
     )
     moving = _graphed(setting, gan)
 
@@ -247,15 +259,17 @@ def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
 
 
 def used(device: torch.device) -> float:
-    """Return the bytes in use: resident ones, or those of PyTorch's tensors on a GPU."""
+    """Return the bytes in use: resident ones, or what PyTorch holds on a GPU."""
     if device.type == "cuda":
-        return float(torch.cuda.memory_allocated(device))
+        return float(torch.cuda.memory_reserved(device))
     status = Path("/proc/self/status").read_text()
     return float(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 2**10
 
 
 def _trim() -> None:
-    """Let the C library give back what the last probe freed, so that the next one is not thought to need nothing."""
+    """Give back what the last probe freed, so that the next one is not thought to need nothing."""
+    gc.collect()  # graphs, and what they keep
+    torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

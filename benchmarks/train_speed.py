@@ -75,7 +75,7 @@ def ours(
     first = REPLAYED if device.type == "cuda" else 1
 
     def taken(steps: int) -> tuple[int, float]:
-        n = min(steps * batch, len(images))
+        n = min(steps, len(images) // batch) * batch  # no batch of another size, for which a GPU would compile anew
         part, epochs = Images(images.x[:n], images.y[:n]), max(1, round(steps * batch / n))
         recipe = Recipe(epochs, min(batch, n), LR, 0.9, 5e-4, "cosine")
         return n * epochs, machine.timed(lambda: supervise(model, part, recipe, bench), device)

@@ -289,7 +289,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         bench, really = opened(arguments.overrides)
-        machine.like_a_worker(bench.settings.threads, bench.settings.deterministic)
+        settings = bench.settings
+        machine.like_a_worker(settings.threads, settings.deterministic, settings.replay)
         require(really or not arguments.missing, "--missing", "the data set on disk, which keys hang on", "none")
         benches = [bench.using(method) for method in arguments.methods or ()] or [bench]
         machine.publish(report(benches, really, arguments.missing, arguments.seconds), arguments.out)

@@ -31,6 +31,14 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=device.type != "cpu")  # what comes to the CPU is read at once, so it is waited for
 
 
+def pieces(n: int, batch: int) -> int:
+    """Return into how many pieces of nearly equal size to cut n images, so that each has about `batch` of them.
+
+    BatchNorm cannot train on a last batch of one image.
+    """
+    return max(1, round(n / batch))
+
+
 def pixels(x: Tensor) -> Tensor:
     """Return stored images, uint8 from 0 to 255 or float in [0, 1], as float32 in [0, 1], the range models take."""
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()

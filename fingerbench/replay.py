@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from fingerbench.errors import one_line
 
 allowed = True  # in this process; see `allow`
 WARM_UP = 3  # calls of a shape before it is captured, as PyTorch advises: allocations and cuDNN's trials come first
+ENDED = "previous error during capture"  # in what CUDA says when a capture ends in which something failed
 SHARE = 0.25  # of a GPU's memory in the hands of this process, beyond which it captures no further `Graphed` network
 
 
@@ -43,7 +45,8 @@ class Replay:
 
     act: may change tensors in place, such as weights and running statistics, and draw from the GPU's own generator.
     It must not draw on the CPU, keep a count in Python, or look at a value: Python in it runs for the first calls
-    alone. generators: on the CPU, those it could draw from beside the global ones.
+    alone. What it reads beside its inputs must stay alive and be changed in place only, since a replay reads it where
+    it lay. generators: on the CPU, those it could draw from beside the global ones.
     """
 
     def __init__(
@@ -89,7 +92,8 @@ class Replay:
         stream = self._stream
         assert stream is not None
         stream.wait_stream(torch.cuda.current_stream(stream.device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*capturable=True", category=UserWarning)  # it is captured soon
             output = self._act(*inputs)
         torch.cuda.current_stream(stream.device).wait_stream(stream)
         return output
@@ -156,7 +160,7 @@ def adam(
 ) -> torch.optim.Adam:
     """Return Adam, on a GPU in a form that `Replay` can capture, if it is to be `replayed`."""
     weights = list(weights)
-    return torch.optim.Adam(weights, lr, betas, capturable=replayed and weights[0].is_cuda)
+    return torch.optim.Adam(weights, lr, betas, capturable=replayed and allowed and weights[0].is_cuda)
 
 
 @contextmanager
@@ -172,7 +176,7 @@ def capturing(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
         raise
     except RuntimeError as error:
         # PyTorch ends the capture all the same, and what that raises hides what was wrong.
-        cause = error.__context__ or error
+        cause = error.__context__ if ENDED in str(error) and error.__context__ else error
         if isinstance(cause, torch.OutOfMemoryError):
             raise cause from error
         raise refusal(one_line(cause)) from error

@@ -206,7 +206,7 @@ def _extend(x: Tensor, size: int) -> Tensor:
     if not _must_repeat(x):
         return F.pad(x, (more,) * 4, mode="reflect")
     rows, columns = ((side - 1) - ((side - 1) - torch.arange(-more, side + more).abs()).abs() for side in x.shape[-2:])
-    return x[:, :, rows[:, None].to(x.device), columns.to(x.device)]
+    return x[:, :, send(rows[:, None], x.device), send(columns, x.device)]
 
 
 def _must_repeat(x: Tensor) -> bool:

@@ -104,7 +104,7 @@ class FreqGAN:
             setting.device,
             generators=[setting.generator],
         )
-        batches = max(1, round(len(clean) / self.batch))  # of nearly equal size: BatchNorm cannot train on one image
+        batches = ops.pieces(len(clean), self.batch)
         for epoch in range(self.epochs):
             shuffled = torch.randperm(len(clean), generator=setting.generator)
             for rows in shuffled.to(setting.device).tensor_split(batches):

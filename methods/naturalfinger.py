@@ -282,7 +282,7 @@ def _graphed(setting: Setting, gan: Gan) -> tuple[Setting, Gan]:
 
 
 def _random_labels(n: int, setting: Setting) -> Tensor:
-    return torch.randint(setting.classes, (n,), generator=setting.generator).to(setting.device)
+    return ops.send(torch.randint(setting.classes, (n,), generator=setting.generator), setting.device)
 
 
 @torch.no_grad()

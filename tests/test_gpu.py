@@ -28,13 +28,13 @@ from fingerbench.data.augment import Augment
 from fingerbench.evaluate.specs import AccuracySpec, AgreementSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans import train
 from fingerbench.nets import Normalise
-from fingerbench.ops import matching_rate, predict, send
+from fingerbench.ops import matching_rate, pieces, predict, send
 from fingerbench.replay import Graphed, Replay, capturing
 from fingerbench.seeds import CUBLAS, fix_order, seeded
 from fingerbench.store import Artefact
 from fingerbench.transforms import GaussianBlur, GaussianNoise, Shear, UniformNoise, shear
 from fingerbench.workshop import Workshop, peak_memory, pick_bfloat16, pick_device, revive
-from fingerbench.zoo.train import Recipe, Workbench, answers, fit, supervise
+from fingerbench.zoo.train import Recipe, Workbench, _schedule, answers, fit, supervise
 
 os.environ |= CUBLAS  # before cuBLAS starts: fix_order asks for it
 
@@ -215,7 +215,8 @@ def test_dropout_is_drawn_anew_in_every_replay():
 @pytest.mark.parametrize("schedule", ["steps", "cosine", "onecycle"])
 def test_replayed_trainings_are_those_whose_kernels_are_launched(store, schedule, monkeypatch):
     bench, device = opened(store, "method=random", "attack=source"), torch.device("cuda")
-    images = type(bench.data.a)(bench.data.a.x[:330], bench.data.a.y[:330]).to(device)  # batches of two sizes
+    images = type(bench.data.a)(bench.data.a.x[:335], bench.data.a.y[:335]).to(device)
+    assert {len(rows) for rows in torch.arange(335).tensor_split(pieces(335, RECIPE.batch))} == {33, 34}
     recipe, trained = replace(RECIPE, epochs=3, schedule=schedule, milestones=(0.4, 0.8)), []
     for replayed in (True, False):
         monkeypatch.setattr("fingerbench.replay.allowed", replayed)
@@ -232,14 +233,18 @@ def test_replayed_trainings_are_those_whose_kernels_are_launched(store, schedule
 
 @pytest.mark.gpu
 @NO_GPU
-@pytest.mark.parametrize("name", GANS)
+@pytest.mark.parametrize("name", ["sagan", "contragan", "reacgan"])  # no other's losses can be replayed
 def test_replayed_gans_are_those_whose_kernels_are_launched(store, name, monkeypatch):
-    bench, device = opened(store, "method=naturalfinger", "attack=source", f"gan={name}", "gan.steps=6"), "cuda"
+    bench, device = opened(store, "method=naturalfinger", "attack=source", f"gan={name}"), torch.device("cuda")
+    # By turns batches of 16 and of 8, each often enough to be replayed; an average would be what the first step gave.
     design = bench.fingerprint_spec.gan.design
+    design = replace(design, steps=6, batch=16, discriminator_steps=2, ema_decay=0.0)
+    assert not design.draws
+    owned = type(bench.data.a)(bench.data.a.x[:24], bench.data.a.y[:24])
     z, images = torch.randn(8, design.latent, generator=torch.Generator().manual_seed(2)), []
     for replayed in (True, False):
         monkeypatch.setattr("fingerbench.replay.allowed", replayed)
-        gan = design.train(bench.data.a, 10, torch.Generator().manual_seed(1), torch.device(device))
+        gan = design.train(owned, 10, torch.Generator().manual_seed(1), device)
         with torch.no_grad():
             images.append(gan.generator(z[:, : gan.latent].to(device), torch.arange(8, device=device)).cpu())
     torch.testing.assert_close(*images, rtol=0.02, atol=0.02)
@@ -335,21 +340,23 @@ def score(bench, device):
     response = ResponseSpec(bench.fingerprint_spec, bench.zoo.original(), bench.method.access, None)
     answers = response.make(shop(bench, device))[0]["answers"].cpu()
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
-    return bench.method.similarity(fingerprint, answers[0]) if len(fingerprint) else 0.0
+    return bench.method.similarity(fingerprint, answers[0])
 
 
 @pytest.mark.parametrize("method", slow_but({*METHODS} - {"naturalfinger"}, METHODS))
 @others
 def test_a_fingerprint_made_on_a_device_is_answered_on_the_cpu(store, device, method, tmp_path):
-    words = [f"method={method}", "attack=source", "gan.steps=3"]
+    longer = ["method.epochs=60"] if method == "naturalfinger" else []  # else no query passes its screening
+    words = [f"method={method}", "attack=source", *longer]
     for needed in opened(store, *words).fingerprint_spec.needs():
         made(opened(store, *words), needed, CPU)
     shutil.copytree(store, tmp_path / "store")
     bench = opened(tmp_path / "store", *words)  # a fingerprint made elsewhere has the same key
     made(bench, bench.fingerprint_spec, device)
-    assert score(bench, CPU) == pytest.approx(score(bench, device), abs=0.051)  # one answer of 20
+    queries = bench.store.facts(bench.fingerprint_spec)["queries"]
+    assert queries > 0 and score(bench, CPU) == pytest.approx(score(bench, device), abs=1.01 / queries)  # one answer
     if method in ("ipguard", "akh", "random", "freqgan"):  # whose labels are the source's own
-        assert bench.store.facts(bench.fingerprint_spec)["queries"] > 0 and score(bench, CPU) >= 0.95
+        assert score(bench, CPU) >= 0.95
 
 
 def test_cudnn_makes_no_trials_for_what_is_asked_once(store, monkeypatch):
@@ -426,10 +433,11 @@ def test_what_a_network_does_not_store_goes_where_its_weights_are(device):
 @pytest.mark.parametrize("name", ["cpu", CUDA])
 def test_peak_memory_sees_what_a_block_takes(name):
     device = pick_device(name)
+    torch.cuda.empty_cache()  # else it takes what PyTorch holds already
     with peak_memory(device) as peak:
         before = peak()
         block = torch.ones(64, 2**20, dtype=torch.uint8, device=device)
-        assert peak() >= max(64, before) and int(block.sum()) == 64 * 2**20
+        assert peak() >= before + 60 and int(block.sum()) == 64 * 2**20
 
 
 @pytest.mark.gpu
@@ -446,6 +454,71 @@ def test_what_is_sent_arrives(device):
     there = [send(x + i, device) for i in range(100)]  # memory of one that is on its way must not be taken for the next
     assert all(t.device.type == device.type and torch.equal(t.cpu(), x + i) for i, t in enumerate(there))
     assert torch.equal(send(there[0], CPU), x)
+
+
+def test_what_is_sent_to_a_gpu_is_pinned_first(monkeypatch):
+    x, steps = torch.ones(3), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: steps.append("pinned") or x)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda x, device, non_blocking: steps.append((device.type, non_blocking)) or x
+    )
+    assert send(x, torch.device("cuda")) is x and send(x, CPU) is x
+    assert steps == ["pinned", ("cuda", True), ("cpu", False)]
+
+
+@pytest.mark.parametrize("schedule", ["steps", "cosine", "onecycle"])
+def test_a_rate_on_the_device_is_that_of_the_number(schedule):
+    recipe, rates = replace(RECIPE, schedule=schedule, milestones=(0.4, 0.8)), []
+    for rate in (recipe.lr, torch.tensor(recipe.lr)):
+        sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], rate, recipe.momentum, nesterov=True, fused=True)
+        planned, seen = _schedule(sgd, recipe, 50), []
+        for _ in range(50):
+            seen.append(float(sgd.param_groups[0]["lr"]))
+            sgd.step()
+            planned.step()
+        rates.append(seen)
+        assert sgd.param_groups[0]["lr"] is rate or not isinstance(rate, torch.Tensor)  # a graph reads it where it lies
+    assert rates[1] == pytest.approx(rates[0], rel=1e-5) and len(set(rates[0])) > 2
+
+
+@pytest.mark.parametrize(("ended", "told"), [("previous error during capture", "looks at a value"), ("other", "other")])
+def test_the_error_that_the_end_of_a_capture_hides_is_told(ended, told):
+    with pytest.raises(RuntimeError, match=rf"cannot be replayed \(.*{told}\)"), capturing():
+        try:
+            raise RuntimeError("looks at a value")
+        except RuntimeError:
+            raise RuntimeError(f"CUDA error: {ended}")  # noqa: B904 - as a context that is left raises it
+
+
+def test_lack_of_memory_in_a_capture_stays_what_it_is():
+    with pytest.raises(torch.OutOfMemoryError), capturing():
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except RuntimeError:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
+
+
+class Swaps(nn.Module):
+    """Puts a new tensor in the place of its buffer, which a graph would not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3 * 16 * 16, 10)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen = self.seen + 1
+        return self.layer(x.flatten(1))
+
+
+def test_a_network_that_swaps_its_buffers_is_not_replayed(store, monkeypatch):
+    bench = opened(store, "method=random", "attack=source")
+    images = type(bench.data.a)(bench.data.a.x[:64], bench.data.a.y[:64])
+    workbench = Workbench(CPU, False, Augment(0, False), torch.Generator(), bench.data.task)
+    supervise(Swaps(), images, RECIPE, workbench)
+    monkeypatch.setattr(Replay, "replayed", True)
+    with pytest.raises(RuntimeError, match=r"new tensors in the place of its buffers.*replay=false"):
+        supervise(Swaps(), images, RECIPE, workbench)
 
 
 def waited(work, *sizes):
@@ -506,6 +579,11 @@ def test_no_transform_waits_for_the_gpu():
         transform(send(x, device), torch.Generator())
 
     assert waited(draw, *bank) == [0] * len(bank)
+    fix_order(True)
+    try:
+        assert waited(draw, *bank) == [0] * len(bank)
+    finally:
+        fix_order(False)
     assert waited(lambda device, _: x.to(device).sum().item(), 0) == [2]
 
 

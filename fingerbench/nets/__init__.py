@@ -61,7 +61,7 @@ NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
 COMPILED_ON_GPU = ("densenet121", "efficientnet", "googlenet", "inceptionv3", "xception")
 """Networks that `torch.compile` makes 1.2 to 2 times faster to train on a GPU, as replayed steps: results/speed/gpu.md.
 
-A worker needs 75 to 154 s for that, once for each of them; ResNet18 gains nothing.
+A worker needs 75 to 154 s for that, once for each of them and each size of batch; ResNet18 gains nothing.
 """
 
 FLOAT32_ON_CPU = ("mobilenetv2", "shufflenetv2")

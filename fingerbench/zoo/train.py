@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, unknown
-from fingerbench.ops import pixels, predict
+from fingerbench.ops import pieces, pixels, predict
 from fingerbench.records import Images
 from fingerbench.replay import Replay, refusal
 from fingerbench.task import Task
@@ -128,7 +128,7 @@ def fit(
         learnt, rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
     )
     forward = _compiled(model) if bench.compiled else model
-    batches = _batches(len(images), recipe.batch)
+    batches = pieces(len(images), recipe.batch)
     schedule = _schedule(optimizer, recipe, recipe.epochs * batches)
 
     def descend(x: Tensor, index: Tensor) -> Tensor:
@@ -166,11 +166,6 @@ def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def _places(model: nn.Module) -> list[int]:
     return [buffer.data_ptr() for buffer in model.buffers()]
-
-
-def _batches(images: int, batch: int) -> int:
-    # Pieces of nearly equal size: BatchNorm cannot train on a last batch of one image.
-    return max(1, round(images / batch))
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRScheduler:
