@@ -161,7 +161,7 @@ def test_independent_surrogates_may_be_of_both_halves_in_turn_and_their_students
     ]
     augmented = config.build(config.compose(["surrogates=augmented", "surrogates.halves=[A]"]).surrogates)
     assert {spec.half for spec in augmented.specs(zoo)[1]} == {"A"}
-    for halves in ("[]", "[C]", "[A,B,A,B,A,B,A]"):
+    for halves in ("[]", "[C]", "null", "A", "[A,B,A,B,A,B,A]"):
         with pytest.raises(UserError, match=r"surrogates\.halves: expected a list of A and B"):
             config.build(config.compose([f"surrogates.halves={halves}"]).surrogates)
 

@@ -109,8 +109,8 @@ def _independent(zoo: Zoo, architectures: Sequence[str], halves: Sequence[Half])
 
 
 def _require_halves(halves: Sequence[str], scratch: Sequence[str]) -> None:
-    sound = 0 < len(halves) <= len(scratch) and set(halves) <= {"A", "B"}
-    require(sound, "surrogates.halves", "a list of A and B, no longer than surrogates.scratch", list(halves))
+    sound = isinstance(halves, list | tuple) and 0 < len(halves) <= len(scratch) and {*halves} <= {"A", "B"}
+    require(sound, "surrogates.halves", "a list of A and B, no longer than surrogates.scratch", halves)
 
 
 def refuse_overlap(surrogates: Sequence[ModelSpec], zoo: Sequence[ModelSpec], source: ModelSpec) -> None:
