@@ -100,7 +100,8 @@ def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
         with peak_memory(workshop.device) as peak:
             tensors, facts = spec.make(workshop)
         store.save(spec, tensors, {**facts, "peak_mib": peak()})
-        return {"status": "made", "seconds": time.monotonic() - began}
+        # Of earlier processes, too, where this one went on from a checkpoint.
+        return {"status": "made", "seconds": facts.get("seconds", time.monotonic() - began)}
 
 
 def _refuse_changed(workshop: Workshop, spec: Spec) -> None:

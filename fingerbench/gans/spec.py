@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fingerbench.checkpoint import Checkpoint
 from fingerbench.cost import Adversaries, Pass, Sizes, Work
 from fingerbench.gans.train import Training
 from fingerbench.records import Gan
@@ -51,10 +51,10 @@ class GanSpec(Spec):
         Raises:
             DivergedError: it diverges as well.
         """
-        began = time.perf_counter()
+        began, checkpoint = time.perf_counter(), Checkpoint(workshop.store.checkpoint(self))
         gan, retried = persevere(
             self.label,
-            lambda: self._attempt(workshop, self.design, workshop.store.checkpoint(self)),
+            lambda: self._attempt(workshop, self.design, checkpoint),
             lambda: self._attempt(workshop, replace(self.design, lr=self.design.lr * CAUTION), None),
             f"lower gan.lr, {self.design.lr:g}",
         )
@@ -64,9 +64,9 @@ class GanSpec(Spec):
             for name, tensor in getattr(gan, part).state_dict().items()
         }
         facts = {"name": self.label, "seed": self.seed, "retried": retried}
-        return tensors, {**facts, "seconds": time.perf_counter() - began}
+        return tensors, {**facts, "seconds": checkpoint.seconds + time.perf_counter() - began}
 
-    def _attempt(self, workshop: Workshop, design: Training, checkpoint: Path | None) -> Gan:
+    def _attempt(self, workshop: Workshop, design: Training, checkpoint: Checkpoint | None) -> Gan:
         images = workshop.data.a.to(workshop.device)
         with seeded(self.seed) as generator:
             return design.train(images, self.classes, generator, workshop.device, checkpoint)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import copy
-import logging
-import os
-import time
-import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fingerbench.errors import DivergedError, UserError, one_line, require_schema, writing
+from fingerbench.checkpoint import Checkpoint
+from fingerbench.errors import DivergedError
 from fingerbench.ops import send
 from fingerbench.records import Gan, Images
 from fingerbench.replay import Replay, adam
 
-log = logging.getLogger(__name__)
-
-SCHEMA = 1  # of checkpoints; those of before they had one are the same
-CHECKPOINT_S = 60.0  # between two checkpoints; a kill costs this much at most
 SETTLE_BATCHES = 64  # by which an averaged generator finds its batch statistics
 
 
@@ -93,11 +84,11 @@ class Training:
         classes: int,
         generator: torch.Generator,
         device: torch.device,
-        checkpoint: Path | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Gan:
         """Return a GAN trained on `images` alone, frozen. `generator` is on the CPU; the same one gives the same GAN.
 
-        checkpoint: the file in which a killed training left its state, and this one keeps its own.
+        checkpoint: where a killed training left its state, and this one keeps its own.
         """
         c, h, w = images.x.shape[1:]
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -116,12 +107,12 @@ def train(
     classes: int,
     generator: torch.Generator,
     device: torch.device,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Gan:
     """Train the networks of `gan` in place on nothing but `images`, and return it frozen.
 
-    Args: images of the owner; generator on the CPU, the only source of randomness; checkpoint: the file to go on
-    from, if it is there, and to write every CHECKPOINT_S seconds; whoever stores the GAN removes it.
+    Args: images of the owner; generator on the CPU, the only source of randomness; checkpoint: where to go on, and to
+    keep the state.
 
     Raises:
         UserError: the checkpoint cannot be read, or not be written.
@@ -145,18 +136,17 @@ def train(
         descend((step_g, training.generator_loss(gan, Batch(*tensors), generator)))
 
     teach_again, learn_again = (Replay(act, device, replayed, [generator]) for act in (teach, learn))
-    began = _resume(checkpoint, state, generator) if checkpoint and checkpoint.is_file() else 0
-    written = time.monotonic()
+    checkpoint = checkpoint or Checkpoint()
+    began = checkpoint.resume(state, generator)
     for step in range(began, training.steps):
         for _ in range(training.discriminator_steps):
             teach_again(*reals.draw(), *latents())
         learn_again(*latents())
         if average is not g:
             _follow(average, g, training.ema_decay if step >= training.ema_start else 0.0)
-        if checkpoint and time.monotonic() - written >= CHECKPOINT_S:
+        if checkpoint.due():
             _require_finite(gan, training)
-            _write(checkpoint, state, generator, step + 1)
-            written = time.monotonic()
+            checkpoint.write(step + 1, state, generator)
     _require_finite(gan, training)
     if average is not g:
         _settle(average, latents)
@@ -233,39 +223,3 @@ def _settle(average: nn.Module, latents: Any) -> None:
         norm.momentum = None  # a plain mean over the batches
     for _ in range(SETTLE_BATCHES):
         average(*latents())
-
-
-def _write(path: Path, state: dict[str, Any], generator: torch.Generator, step: int) -> None:
-    """Write a checkpoint: all of it, or nothing."""
-    content = {name: part.state_dict() for name, part in state.items()}
-    draft = path.with_suffix(".part")
-    with writing(path.parent, "store"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            torch.save({**content, "schema": SCHEMA, "step": step, "random": generator.get_state()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-
-
-def _resume(path: Path, state: dict[str, Any], generator: torch.Generator) -> int:
-    """Put everything back to where a checkpoint left it, and return the number of steps done."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums, and does not look at them
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} does not match its checksum")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        require_schema("it", content.get("schema", SCHEMA), SCHEMA, "finish the GAN with that version")
-        for name, part in state.items():
-            if isinstance(part, torch.optim.Optimizer):  # the device may be another now
-                for group, mine in zip(content[name]["param_groups"], part.param_groups, strict=True):
-                    group["capturable"] = mine["capturable"]
-            part.load_state_dict(content[name])
-        generator.set_state(content["random"])
-        step = int(content["step"])
-    except Exception as error:  # whatever is wrong with it, the remedy is one
-        # PyTorch's advice would be to load it with pickle.
-        why = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else one_line(error)
-        raise UserError(f"cannot go on from the checkpoint {path}: {why}; or delete it to start over") from error
-    log.info("going on after step %d, from %s", step, path)
-    return step

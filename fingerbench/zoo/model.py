@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from fingerbench.checkpoint import Checkpoint
 from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, passes
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, require
@@ -111,15 +112,15 @@ class ModelSpec(Spec):
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train the model; the facts hold its quality and its agreement with its parent on the test split.
 
-        A training that diverges is begun once more, in float32 and with every learning rate multiplied by CAUTION;
-        the facts say so in `retried`. Default: not published.
+        A training that diverges is begun once more, in float32 and with every learning rate multiplied by CAUTION, and
+        without a checkpoint; the facts say so in `retried`. Default: not published.
 
         Raises:
             DivergedError: that diverges as well.
         """
-        began = time.perf_counter()
+        began, checkpoint = time.perf_counter(), Checkpoint(workshop.store.checkpoint(self))
         victim = self.parent.load(workshop) if self.parent else None
-        model, trained = self._trained(workshop, victim)
+        model, trained = self._trained(workshop, victim, checkpoint)
         model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return dict(model.state_dict()), {
             "name": self.name,
@@ -129,30 +130,44 @@ class ModelSpec(Spec):
             "device": workshop.device.type,
             **trained,
             **_measure(model, victim, workshop.data.test.to(workshop.device), workshop.data.task),
-            "seconds": time.perf_counter() - began,
+            "seconds": checkpoint.seconds + time.perf_counter() - began,
         }
 
-    def _trained(self, workshop: Workshop, victim: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
+    def _trained(
+        self, workshop: Workshop, victim: nn.Module | None, checkpoint: Checkpoint
+    ) -> tuple[nn.Module, dict[str, Any]]:
         """Return the model and how it was trained."""
         trains = not isinstance(self.attack, Given)
         autocast = trains and pick_bfloat16(self.precision, workshop.device, self.architecture)
         (model, losses), retried = persevere(
             self.name,
-            lambda: self._attempt(workshop, victim, autocast),
-            lambda: self._attempt(workshop, victim, False, CAUTION),
+            lambda: self._attempt(workshop, victim, autocast, checkpoint),
+            lambda: self._attempt(workshop, victim, False, Checkpoint(), CAUTION),
             "lower the lr of its recipe (conf/recipe, or conf/attack), or leave it out",
             how=" in float32",
         )
         return model, {"autocast": autocast and retried is None, "retried": retried, "losses": losses}
 
     def _attempt(
-        self, workshop: Workshop, victim: nn.Module | None, autocast: bool, caution: float = 1.0
+        self,
+        workshop: Workshop,
+        victim: nn.Module | None,
+        autocast: bool,
+        checkpoint: Checkpoint,
+        caution: float = 1.0,
     ) -> tuple[nn.Module, list[float]]:
         """Return the model and its mean loss in each epoch."""
         compiled = pick_compiled(workshop.compiled, workshop.device, self.architecture)
         with seeded(self.seed) as generator:
             bench = Workbench(
-                workshop.device, autocast, self.augment, generator, workshop.data.task, caution, compiled=compiled
+                workshop.device,
+                autocast,
+                self.augment,
+                generator,
+                workshop.data.task,
+                caution,
+                compiled=compiled,
+                checkpoint=checkpoint,
             )
             model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
         values = (value for value in model.state_dict().values() if value.is_floating_point())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from fingerbench.checkpoint import Checkpoint
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, unknown
 from fingerbench.ops import pieces, pixels, predict
@@ -48,6 +50,7 @@ class Workbench:
     caution: float = 1.0  # every learning rate is multiplied by it
     compiled: bool = False  # train what torch.compile makes of the network; see `workshop.pick_compiled`
     losses: list[float] = field(default_factory=list)  # the mean of every epoch trained here, written by `fit`
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)  # of the first `fit` here, the only one that may go on
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,12 @@ def fit(
     Raises:
         DivergedError: the loss is not finite.
         RuntimeError: on a GPU, a step cannot be replayed.
+        UserError: the checkpoint cannot be read, or not be written.
     """
     model = model.to(bench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
     recipe = replace(recipe, lr=recipe.lr * bench.caution)
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    # A replayed step finds the rate of its turn on the GPU; elsewhere a number is exact to more digits.
-    rate = torch.tensor(recipe.lr, device=bench.device) if bench.device.type == "cuda" else recipe.lr
-    optimizer = torch.optim.SGD(
-        learnt, rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
-    )
+    optimizer = _sgd(model, recipe, bench.device)
     forward = _compiled(model) if bench.compiled else model
-    batches = pieces(len(images), recipe.batch)
-    schedule = _schedule(optimizer, recipe, recipe.epochs * batches)
 
     def descend(x: Tensor, index: Tensor) -> Tensor:
         with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.autocast):
@@ -141,20 +138,80 @@ def fit(
         return value.detach()
 
     step = Replay(descend, bench.device, generators=[bench.generator])
+    checkpoint = Checkpoint() if bench.losses else bench.checkpoint
+    epoch = _Epoch(len(images), recipe.batch, bench)
+    state = {"model": model, "optimizer": optimizer, "epoch": epoch, "draws": _Draws(bench.device)}
+    began = checkpoint.resume(state, bench.generator)
+    schedule = _schedule(optimizer, recipe, recipe.epochs * epoch.batches, began)
     places = _places(model)
-    for epoch in range(recipe.epochs):
-        total = torch.zeros((), device=bench.device)
-        order = torch.randperm(len(images), generator=bench.generator).to(bench.device)
-        for index in order.tensor_split(batches):
-            x = bench.augment(pixels(images[index]), bench.generator)
-            total += step(x.contiguous(memory_format=torch.channels_last), index)
-            schedule.step()
-        if step.replayed and _places(model) != places:
-            raise refusal("it puts new tensors in the place of its buffers")
-        bench.losses.append(total.item() / batches)
-        if not math.isfinite(bench.losses[-1]):
-            raise DivergedError(f"loss {bench.losses[-1]} in epoch {epoch + 1} of {recipe.epochs}")
+    for done in range(began + 1, recipe.epochs * epoch.batches + 1):
+        index = epoch.next()
+        x = bench.augment(pixels(images[index]), bench.generator)
+        epoch.total += step(x.contiguous(memory_format=torch.channels_last), index)
+        schedule.step()
+        if not epoch.left:
+            if step.replayed and _places(model) != places:
+                raise refusal("it puts new tensors in the place of its buffers")
+            mean = epoch.close()
+            if not math.isfinite(mean):
+                raise DivergedError(f"loss {mean} in epoch {done // epoch.batches} of {recipe.epochs}")
+        if checkpoint.due():
+            checkpoint.write(done, state, bench.generator)
     return model.eval()
+
+
+class _Epoch:
+    """The batches of one epoch after another, each in a new order, and the losses."""
+
+    def __init__(self, images: int, batch: int, bench: Workbench) -> None:
+        self.images, self.batches, self.bench = images, pieces(images, batch), bench
+        self.left: list[Tensor] = []  # of this epoch, as indices into the images
+        self.total = torch.zeros((), device=bench.device)  # of the losses in this epoch
+
+    def next(self) -> Tensor:
+        if not self.left:
+            order = torch.randperm(self.images, generator=self.bench.generator)
+            self.left = list(order.to(self.bench.device).tensor_split(self.batches))
+        return self.left.pop(0)
+
+    def close(self) -> float:
+        """Note the mean loss of the epoch, and return it."""
+        self.bench.losses.append(self.total.item() / self.batches)
+        self.total.zero_()
+        return self.bench.losses[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"left": self.left, "total": self.total, "losses": self.bench.losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.left = [index.to(self.bench.device) for index in state["left"]]
+        self.total.copy_(state["total"])
+        self.bench.losses[:] = state["losses"]
+
+
+class _Draws:
+    """PyTorch's own generators, of which dropout draws."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def state_dict(self) -> dict[str, Tensor]:
+        own = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **own}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _sgd(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.SGD:
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    # A replayed step finds the rate of its turn on the GPU; elsewhere a number is exact to more digits.
+    rate = torch.tensor(recipe.lr, device=device) if device.type == "cuda" else recipe.lr
+    return torch.optim.SGD(
+        learnt, rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True
+    )
 
 
 def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -168,12 +225,20 @@ def _places(model: nn.Module) -> list[int]:
     return [buffer.data_ptr() for buffer in model.buffers()]
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRScheduler:
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int, began: int = 0) -> lr_scheduler.LRScheduler:
+    """Return the schedule of the rate for `steps` steps, after the first `began` of them."""
+    schedule: lr_scheduler.LRScheduler
     if recipe.schedule == "steps":
-        return lr_scheduler.MultiStepLR(optimizer, [round(m * steps) for m in recipe.milestones], recipe.gamma)
-    if recipe.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    if recipe.schedule == "onecycle":
+        schedule = lr_scheduler.MultiStepLR(optimizer, [round(m * steps) for m in recipe.milestones], recipe.gamma)
+    elif recipe.schedule == "cosine":
+        schedule = lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    elif recipe.schedule == "onecycle":
         # One step more than is taken: torch's last step is at a rate near zero and teaches nothing.
-        return lr_scheduler.OneCycleLR(optimizer, recipe.lr, steps + 1, cycle_momentum=False)
-    raise unknown("schedule", recipe.schedule, ["steps", "cosine", "onecycle"])
+        schedule = lr_scheduler.OneCycleLR(optimizer, recipe.lr, steps + 1, cycle_momentum=False)
+    else:
+        raise unknown("schedule", recipe.schedule, ["steps", "cosine", "onecycle"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*before `optimizer.step", category=UserWarning)
+        for _ in range(began):  # every rate comes of the one before
+            schedule.step()
+    return schedule
