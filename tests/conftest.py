@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from standin import EVERY, STANDIN, standin
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,6 +145,16 @@ def refuse(store, folder, cases, *settings):
     lines = finish(start(["-c", SEVERAL, json.dumps([[*settings, *words] for words, _ in cases])])).splitlines()
     for (words, answer), (code, output) in zip(cases, map(json.loads, lines), strict=True):
         assert code == 2 and f"error: {answer}" in output and "Traceback" not in output, (words, code, output)
+
+
+@pytest.fixture(params=EVERY)
+def device(request):
+    """A device on which float32 is float32: TF32, on by default in cuDNN, keeps 10 bits of 23."""
+    conv, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    with standin() if request.param == STANDIN.type else nullcontext():
+        yield torch.device(request.param)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, product
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,17 @@ they live there; each wraps one on the CPU, where its numbers are. It finds what
 from contextlib import contextmanager, nullcontext
 from unittest import mock
 
+import pytest
 import torch
 from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 STANDIN = torch.device("lazy")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
+EVERY = ["cpu", STANDIN.type, CUDA]
+OTHERS = [STANDIN.type, CUDA]  # for what would compare the CPU with itself
 MOVES = {"aten::copy_", "aten::_to_copy"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 

@@ -20,6 +20,7 @@ from test_report import scores, write
 from test_store import TENSORS, Toy
 
 import fingerbench as fb
+from fingerbench.checkpoint import Checkpoint
 from fingerbench.data.cifar10 import Cifar10
 from fingerbench.errors import DamagedError, UserError
 from fingerbench.evaluate import tables
@@ -405,7 +406,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_without_running_it(tmp_path):
     torch.save({"step": 1, "random": Dropper(tmp_path)}, file)
     images = Images(torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     with pytest.raises(UserError, match="holds more than tensors and numbers; or delete it") as error:
-        Sagan(width=1 / 32, steps=1, batch=2).train(images, 1, torch.Generator(), torch.device("cpu"), file)
+        Sagan(width=1 / 32, steps=1, batch=2).train(images, 1, torch.Generator(), torch.device("cpu"), Checkpoint(file))
     assert str(error.value).isprintable() and not (tmp_path / "ran").exists()
     torch.load(file, weights_only=False)  # the trap works
     assert (tmp_path / "ran").exists()

@@ -3,98 +3,36 @@
 Each test compares with a second path on the CPU, so that it says something there too.
 """
 
-import copy
-import itertools
-import os
-import random
 import shutil
-import subprocess
-import sys
-from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import METHODS
-from standin import STANDIN, Waits, standin
+from devices import CPU, GANS, RECIPE, blank, block, made, opened, others, shop, slow_but
+from standin import CUDA, NO_GPU
 from torch import nn
 from torch.nn import functional as F
 
-from fingerbench import config
-from fingerbench.bench import Bench
+from fingerbench import checkpoint, config
+from fingerbench.checkpoint import Checkpoint
 from fingerbench.data.augment import Augment
 from fingerbench.evaluate.specs import AccuracySpec, AgreementSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans import train
 from fingerbench.nets import Normalise
-from fingerbench.ops import matching_rate, pieces, predict, send
-from fingerbench.replay import Graphed, Replay, capturing
-from fingerbench.seeds import CUBLAS, fix_order, seeded
+from fingerbench.ops import matching_rate, predict
+from fingerbench.seeds import fix_order, seeded
 from fingerbench.store import Artefact
-from fingerbench.transforms import GaussianBlur, GaussianNoise, Shear, UniformNoise, shear
-from fingerbench.workshop import Workshop, peak_memory, pick_bfloat16, pick_device, revive
-from fingerbench.zoo.train import Recipe, Workbench, _schedule, answers, fit, supervise
+from fingerbench.transforms import GaussianBlur, shear
+from fingerbench.workshop import peak_memory, pick_bfloat16, pick_device, revive
+from fingerbench.zoo.train import Workbench, _Epoch, answers, fit, supervise
 
-os.environ |= CUBLAS  # before cuBLAS starts: fix_order asks for it
-
-CPU = torch.device("cpu")
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
-EVERY = ["cpu", STANDIN.type, CUDA]
-OTHERS = [STANDIN.type, CUDA]  # for what would compare the CPU with itself
 THEFTS = ("finetune/FTAL", "prune/0.5", "noise/9", "adversarial/0.5", "distill/resnet18", "knockoff/resnet18")
-GANS = ("wgan_gp", "sagan", "logan", "contragan", "icrgan", "reacgan")
-SETTINGS = [
-    f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]",
-    "profile=tiny",
-    "precision=float32",
-    "queries=20",
-    "data.transfer=100",
-    "zoo.training.epochs=3",
-    "zoo.tuning.epochs=5",  # on a GPU the fourth step of a size is captured, and then replayed
-]
-
-
-@pytest.fixture(params=EVERY)
-def device(request):
-    """A device on which float32 is float32: TF32, on by default in cuDNN, keeps 10 bits of 23."""
-    conv, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    with standin() if request.param == STANDIN.type else nullcontext():
-        yield torch.device(request.param)
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, product
-
-
-def slow_but(quick, names):
-    """Return the names as parameters, slow but for those that are quick enough for CI."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-others = pytest.mark.parametrize("device", OTHERS, indirect=True)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """What is made on the CPU, shared by the tests."""
     return tmp_path_factory.mktemp("store")
-
-
-def opened(store, *words):
-    return Bench(config.compose([*SETTINGS, f"store={store}", *words]))
-
-
-def shop(bench, device):
-    return Workshop(bench.store, bench.data, device)
-
-
-def made(bench, spec, device):
-    """Make on a device what is missing of a spec and of what it needs; return the spec."""
-    for needed in spec.needs():
-        made(bench, needed, device)
-    if not bench.store.has(spec):
-        bench.store.save(spec, *spec.make(shop(bench, device)))
-    return spec
 
 
 def test_a_model_trained_on_the_cpu_answers_alike(store, device):
@@ -116,22 +54,6 @@ def test_answers_are_float32_though_convolutions_may_round(device):
         net, x = nn.Sequential(*block(3, 64), *block(64, 64)).eval(), torch.rand(8, 3, 32, 32)
     there = predict(net.to(device), x.to(device)).cpu()
     torch.testing.assert_close(there.double(), net.cpu().double()(x.double()).detach(), rtol=1e-4, atol=1e-6)
-
-
-def block(inputs, outputs):
-    return nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)
-
-
-def blank():
-    """A network in which rounding errors grow slowly: at this rate 1e-6 of the weights moves no loss by 0.01.
-
-    VGG9 at four times the rate has losses moved by 0.1 and more by 1e-7 of its weights.
-    """
-    with seeded(0):
-        return nn.Sequential(*block(3, 8), *block(8, 16), nn.Flatten(), nn.Linear(256, 10))
-
-
-RECIPE = Recipe(epochs=10, batch=32, lr=0.005, momentum=0.9, weight_decay=5e-4, schedule="cosine")
 
 
 def plain_losses(images, augment):
@@ -165,134 +87,36 @@ def test_training_meets_the_same_losses(store, device):
     torch.testing.assert_close(workbench.losses, expected, rtol=0.05, atol=0.02)  # rounding errors grow step by step
 
 
-LOOKS = """
-import torch
-from fingerbench.replay import Replay
-x = torch.ones(4, device="cuda")
-again = Replay(lambda y: y / y.sum().item(), x.device)
-[again(x) for _ in range(5)]
-"""
+class KilledError(Exception):
+    pass
 
 
-@pytest.mark.gpu
-@NO_GPU
-def test_what_looks_at_a_value_cannot_be_replayed_and_is_told_the_way_out(monkeypatch):
-    # In a process of its own, which a capture that failed does not leave as it was.
-    done = subprocess.run([sys.executable, "-c", LOOKS], capture_output=True, text=True, check=False)
-    assert done.returncode and "run the same command again with replay=false" in done.stderr
-    monkeypatch.setattr("fingerbench.replay.allowed", False)
-    device = torch.device("cuda")
-    plain = Replay(lambda y: y / y.sum().item(), device)
-    assert all(torch.equal(plain(torch.ones(4, device=device)).cpu(), torch.full((4,), 0.25)) for _ in range(5))
+@pytest.mark.parametrize("name", ["cpu", CUDA])
+def test_a_killed_training_goes_on_on_either_device(name, tmp_path, monkeypatch):
+    bench, augment = opened(tmp_path, "method=random", "attack=source"), Augment(pad=2, flip=True)
+    images = type(bench.data.a)(bench.data.a.x[:160], bench.data.a.y[:160])
+    expected = plain_losses(images, augment)
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
 
-
-@pytest.mark.parametrize("source", ["python", "numpy", "torch", "own"])
-def test_what_draws_on_the_cpu_is_not_captured(source):
-    own = torch.Generator().manual_seed(0)
-    draw = {
-        "python": random.random,
-        "numpy": np.random.rand,
-        "torch": lambda: torch.rand(()),
-        "own": lambda: torch.rand((), generator=own),
-    }
-    with capturing([own]):
-        torch.ones(3).sum()
-    with pytest.raises(RuntimeError, match=r"it draws on the CPU.*replay=false"), capturing([own]):
-        draw[source]()
-
-
-@pytest.mark.gpu
-@NO_GPU
-def test_dropout_is_drawn_anew_in_every_replay():
-    device = torch.device("cuda")
-    again = Replay(lambda x: F.dropout(x, 0.5), device)
-    seen = [again(torch.ones(1000, device=device)).cpu().clone() for _ in range(8)]
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
-
-
-@pytest.mark.gpu
-@NO_GPU
-@pytest.mark.parametrize("schedule", ["steps", "cosine", "onecycle"])
-def test_replayed_trainings_are_those_whose_kernels_are_launched(store, schedule, monkeypatch):
-    bench, device = opened(store, "method=random", "attack=source"), torch.device("cuda")
-    images = type(bench.data.a)(bench.data.a.x[:335], bench.data.a.y[:335]).to(device)
-    assert {len(rows) for rows in torch.arange(335).tensor_split(pieces(335, RECIPE.batch))} == {33, 34}
-    recipe, trained = replace(RECIPE, epochs=3, schedule=schedule, milestones=(0.4, 0.8)), []
-    for replayed in (True, False):
-        monkeypatch.setattr("fingerbench.replay.allowed", replayed)
-        with seeded(0) as generator:
-            model = nn.Sequential(*block(3, 8), *block(8, 16), nn.Flatten(), nn.Dropout(0.2), nn.Linear(256, 10))
-            workbench = Workbench(device, True, Augment(2, True), generator, bench.data.task)
-            supervise(model, images, recipe, workbench)
-        trained.append((workbench.losses, model.state_dict()))
-    (losses, weights), (expected, others) = trained
-    assert losses == pytest.approx(expected, rel=1e-3)
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, others[name], rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.gpu
-@NO_GPU
-@pytest.mark.parametrize("name", ["sagan", "contragan", "reacgan"])  # no other's losses can be replayed
-def test_replayed_gans_are_those_whose_kernels_are_launched(store, name, monkeypatch):
-    bench, device = opened(store, "method=naturalfinger", "attack=source", f"gan={name}"), torch.device("cuda")
-    # By turns batches of 16 and of 8, each often enough to be replayed; an average would be what the first step gave.
-    design = bench.fingerprint_spec.gan.design
-    design = replace(design, steps=6, batch=16, discriminator_steps=2, ema_decay=0.0)
-    assert not design.draws
-    owned = type(bench.data.a)(bench.data.a.x[:24], bench.data.a.y[:24])
-    z, images = torch.randn(8, design.latent, generator=torch.Generator().manual_seed(2)), []
-    for replayed in (True, False):
-        monkeypatch.setattr("fingerbench.replay.allowed", replayed)
-        gan = design.train(owned, 10, torch.Generator().manual_seed(1), device)
-        with torch.no_grad():
-            images.append(gan.generator(z[:, : gan.latent].to(device), torch.arange(8, device=device)).cpu())
-    torch.testing.assert_close(*images, rtol=0.02, atol=0.02)
-
-
-@pytest.mark.gpu
-@NO_GPU
-def test_a_compiled_network_learns_the_same(store):
-    bench, device = opened(store, "method=random", "attack=source"), torch.device("cuda")
-    images = type(bench.data.a)(bench.data.a.x[:160], bench.data.a.y[:160]).to(device)
-    losses = []
-    for compiled in (False, True):
+    def losses(device, file):
         generator = torch.Generator().manual_seed(1)
-        workbench = Workbench(device, False, Augment(2, True), generator, bench.data.task, compiled=compiled)
-        supervise(blank(), images, RECIPE, workbench)
-        losses.append(workbench.losses)
-    torch.testing.assert_close(*losses, rtol=0.02, atol=0.01)
+        workbench = Workbench(device, False, augment, generator, bench.data.task, checkpoint=Checkpoint(file))
+        supervise(blank(), images.to(device), RECIPE, workbench)
+        return workbench.losses
 
+    def die(epoch):
+        if len(epoch.bench.losses) == 3:
+            raise KilledError
+        return close(epoch)
 
-def test_a_graphed_network_gives_the_same_gradients(device):
-    with seeded(0):
-        plain = (
-            nn.Sequential(*block(3, 8), *block(8, 16), nn.Flatten(), nn.Linear(256, 10)).eval().requires_grad_(False)
-        )
-    graphed = Graphed(copy.deepcopy(plain).to(device), device)
-    for n in (4, 4, 6, 4):
-        x = torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))
-        there = x.to(device).requires_grad_(True)
-        # Asked twice before any gradient is taken, as MetaFinger may ask its anchor.
-        loss = (graphed(there).square() + 2 * graphed(there * 0.5)).sum()
-        (gradient,) = torch.autograd.grad(loss, there)
-        here = x.requires_grad_(True)
-        (expected,) = torch.autograd.grad((plain(here).square() + 2 * plain(here * 0.5)).sum(), here)
-        torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_replayed_function_does_what_it_does(device):
-    weight = torch.ones(3, device=device)
-
-    def act(x, y):
-        weight.add_(x.sum(0))
-        return weight * y
-
-    again = Replay(act, device)
-    for i in range(12):
-        x, y = torch.full((4 if i % 3 else 2, 3), float(i)), torch.tensor([1.0, 2.0, 3.0])
-        before = weight.clone().cpu()
-        torch.testing.assert_close(again(x.to(device), y.to(device)).cpu(), (before + x.sum(0)) * y)
+    close, device = _Epoch.close, torch.device(name)
+    for number, (first, second) in enumerate([(device, device), (device, CPU), (CPU, device)]):
+        file = tmp_path / f"{number}.pt"
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            patch.setattr(_Epoch, "close", die)
+            losses(first, file)
+        assert torch.load(file, weights_only=True)["step"] == 19  # of 50
+        torch.testing.assert_close(losses(second, file), expected, rtol=0.05, atol=0.02)
 
 
 def test_augmentation_crops_alike(device):
@@ -447,158 +271,6 @@ def test_auto_is_the_gpu_and_its_bfloat16():
     assert device.type == "cuda"
     assert pick_bfloat16("auto", device, "mobilenetv2") == (torch.cuda.get_device_capability()[0] >= 8)
     assert pick_bfloat16("bfloat16", device, "resnet18") and not pick_bfloat16("float32", device, "resnet18")
-
-
-def test_what_is_sent_arrives(device):
-    x = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
-    there = [send(x + i, device) for i in range(100)]  # memory of one that is on its way must not be taken for the next
-    assert all(t.device.type == device.type and torch.equal(t.cpu(), x + i) for i, t in enumerate(there))
-    assert torch.equal(send(there[0], CPU), x)
-
-
-def test_what_is_sent_to_a_gpu_is_pinned_first(monkeypatch):
-    x, steps = torch.ones(3), []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: steps.append("pinned") or x)
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda x, device, non_blocking: steps.append((device.type, non_blocking)) or x
-    )
-    assert send(x, torch.device("cuda")) is x and send(x, CPU) is x
-    assert steps == ["pinned", ("cuda", True), ("cpu", False)]
-
-
-@pytest.mark.parametrize("schedule", ["steps", "cosine", "onecycle"])
-def test_a_rate_on_the_device_is_that_of_the_number(schedule):
-    recipe, rates = replace(RECIPE, schedule=schedule, milestones=(0.4, 0.8)), []
-    for rate in (recipe.lr, torch.tensor(recipe.lr)):
-        sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], rate, recipe.momentum, nesterov=True, fused=True)
-        planned, seen = _schedule(sgd, recipe, 50), []
-        for _ in range(50):
-            seen.append(float(sgd.param_groups[0]["lr"]))
-            sgd.step()
-            planned.step()
-        rates.append(seen)
-        assert sgd.param_groups[0]["lr"] is rate or not isinstance(rate, torch.Tensor)  # a graph reads it where it lies
-    assert rates[1] == pytest.approx(rates[0], rel=1e-5) and len(set(rates[0])) > 2
-
-
-@pytest.mark.parametrize(("ended", "told"), [("previous error during capture", "looks at a value"), ("other", "other")])
-def test_the_error_that_the_end_of_a_capture_hides_is_told(ended, told):
-    with pytest.raises(RuntimeError, match=rf"cannot be replayed \(.*{told}\)"), capturing():
-        try:
-            raise RuntimeError("looks at a value")
-        except RuntimeError:
-            raise RuntimeError(f"CUDA error: {ended}")  # noqa: B904 - as a context that is left raises it
-
-
-def test_lack_of_memory_in_a_capture_stays_what_it_is():
-    with pytest.raises(torch.OutOfMemoryError), capturing():
-        try:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        except RuntimeError:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
-
-
-class Swaps(nn.Module):
-    """Puts a new tensor in the place of its buffer, which a graph would not see."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3 * 16 * 16, 10)
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x):
-        self.seen = self.seen + 1
-        return self.layer(x.flatten(1))
-
-
-def test_a_network_that_swaps_its_buffers_is_not_replayed(store, monkeypatch):
-    bench = opened(store, "method=random", "attack=source")
-    images = type(bench.data.a)(bench.data.a.x[:64], bench.data.a.y[:64])
-    workbench = Workbench(CPU, False, Augment(0, False), torch.Generator(), bench.data.task)
-    supervise(Swaps(), images, RECIPE, workbench)
-    monkeypatch.setattr(Replay, "replayed", True)
-    with pytest.raises(RuntimeError, match=r"new tensors in the place of its buffers.*replay=false"):
-        supervise(Swaps(), images, RECIPE, workbench)
-
-
-def waited(work, *sizes):
-    """Return how often the host waits for the stand-in in the work of each size."""
-    counts = []
-    for size in sizes:
-        with standin() as device, Waits() as waits:
-            work(device, size)
-        counts.append(waits.count)
-    return counts
-
-
-def test_no_step_of_a_training_waits_for_the_gpu(store):
-    bench = opened(store, "method=random", "attack=source")
-
-    def epoch(device, batches):
-        rows = slice(batches * 4)
-        images = type(bench.data.a)(bench.data.a.x[rows], bench.data.a.y[rows]).to(device)
-        workbench = Workbench(device, False, Augment(2, True), torch.Generator(), bench.data.task)
-        supervise(blank(), images, replace(RECIPE, epochs=1, batch=4), workbench)
-
-    few, many = waited(epoch, 2, 5)
-    assert few == many > 0  # an epoch does
-
-
-@pytest.mark.parametrize("name", GANS)
-def test_no_step_of_a_gan_waits_for_the_gpu(store, name, monkeypatch):
-    monkeypatch.setattr(train, "SETTLE_BATCHES", 1)
-    bench = opened(store, "method=naturalfinger", "attack=source", f"gan={name}")
-
-    def steps(device, count):
-        design = replace(bench.fingerprint_spec.gan.design, steps=count)
-        design.train(bench.data.a, 10, torch.Generator().manual_seed(1), device)
-
-    few, many = waited(steps, 1, 3)
-    assert few == many > 0
-
-
-def test_no_step_of_freqgan_waits_for_the_gpu(store):
-    bench = opened(store, "method=freqgan", "attack=source", "method.epochs=1")
-    source = made(bench, bench.zoo.original(), CPU)
-
-    def epoch(device, batches):
-        here = bench.fingerprint_spec._setting(shop(bench, device), torch.Generator().manual_seed(0))
-        method = replace(bench.method, batch=len(here.train) // batches)
-        method._train(here, torch.zeros(len(here.train), dtype=torch.long).to(device))
-
-    assert source.key == bench.fingerprint_spec.source.key
-    few, many = waited(epoch, 2, 4)
-    assert few == many > 0
-
-
-def test_no_transform_waits_for_the_gpu():
-    x = torch.rand(2, 3, 9, 9)
-    bank = (GaussianNoise(0.1), UniformNoise(0.1), GaussianBlur(0.8), Shear(0.1))
-
-    def draw(device, transform):
-        transform(send(x, device), torch.Generator())
-
-    assert waited(draw, *bank) == [0] * len(bank)
-    fix_order(True)
-    try:
-        assert waited(draw, *bank) == [0] * len(bank)
-    finally:
-        fix_order(False)
-    assert waited(lambda device, _: x.to(device).sum().item(), 0) == [2]
-
-
-def test_the_stand_in_refuses_what_cuda_refuses():
-    here = torch.rand(3, 3)
-    with standin() as device:
-        there = here.to(device)
-        assert torch.equal((2 * there @ there).cpu(), 2 * here @ here) and there[here[0] > 2].device.type == device.type
-        for mixed in (lambda: there + here, lambda: here[there.argmax(1)], lambda: torch.cat([here, there])):
-            with pytest.raises(RuntimeError, match="expected all tensors on one device"):
-                mixed()
-        with pytest.raises((TypeError, RuntimeError), match="numpy"):
-            there.numpy()
-        with pytest.raises(RuntimeError, match="generator"):
-            torch.rand(3, device=device, generator=torch.Generator())
 
 
 @others
