@@ -8,6 +8,7 @@ from torch import nn
 
 from fingerbench.errors import UserError
 from fingerbench.nets import ARCHITECTURES, DETECTORS, final_layer, network
+from fingerbench.nets.blocks import Residual
 
 PARAMETERS = {
     "densenet121": 1_000_618,
@@ -68,6 +69,15 @@ def test_full_width_is_exactly_the_papers_network(name, mmacs):
     assert model(image).shape == (1, 10)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert macs / 1e6 == pytest.approx(mmacs, abs=0.06)
+
+
+def test_squeezenet_bypasses_fires_3_5_and_7():
+    # What adds no weight and multiplies nothing is in neither count.
+    _stem, *fires = (
+        layer for layer in network("squeezenet", width=0.125).features if not isinstance(layer, nn.MaxPool2d)
+    )
+    assert len(fires) == 8
+    assert [number for number, layer in enumerate(fires, start=2) if isinstance(layer, Residual)] == [3, 5, 7]
 
 
 def test_the_detector_has_the_papers_size_and_pools_a_4x4_map():

@@ -13,7 +13,7 @@ import fingerbench as fb
 from fingerbench import config
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, UserError
-from fingerbench.nets import ARCHITECTURES, final_layer, network
+from fingerbench.nets import ARCHITECTURES, REVISIONS, final_layer, network
 from fingerbench.ops import predict
 from fingerbench.records import Images
 from fingerbench.task import Classification
@@ -74,6 +74,16 @@ def test_models_of_the_sources_half_are_independent_of_it():
     assert not any(row.pirated or row.parent or row.mirror_of for row in rows.values())
     assert {models[name].half for name in rows} == {"A"} == {source.half}
     assert models["same-half/resnet18"].seed != source.seed and models["scratch/vgg13_bn"].half == "B"
+
+
+def test_a_name_that_means_another_network_now_is_another_model(monkeypatch):
+    def keys():
+        models = fb.open("method=random", "zoo.architectures=[resnet18,squeezenet]").models
+        return {name: models[name].key for name in ("source", "scratch/squeezenet", "distill/resnet18")}
+
+    before = keys()
+    monkeypatch.setitem(REVISIONS, "squeezenet", REVISIONS["squeezenet"] + 1)
+    assert {name for name, key in keys().items() if key != before[name]} == {"scratch/squeezenet"}
 
 
 def test_pruning_leaves_no_gradient_to_follow_from_before_the_training(victim, monkeypatch):

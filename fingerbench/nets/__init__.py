@@ -27,6 +27,7 @@ __all__ = [
     "FLOAT32_ON_CPU",
     "NETWORKS",
     "PERCEPTRONS",
+    "REVISIONS",
     "Normalise",
     "blank",
     "final_layer",
@@ -57,6 +58,12 @@ ARCHITECTURES: tuple[str, ...] = tuple(_FAMILIES)
 PERCEPTRONS = ("mlp", "mlp_deep", "mlp_wide")
 DETECTORS = ("vgg9",)
 NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
+
+REVISIONS = {"squeezenet": 2}
+"""Raised by hand where a name comes to mean another network: it is part of the key of a model.
+
+SqueezeNet: its first had no bypass around fire 5.
+"""
 
 COMPILED_ON_GPU = ("densenet121", "efficientnet", "googlenet", "inceptionv3", "xception")
 """Networks that `torch.compile` makes 1.2 to 2 times faster to train on a GPU, as replayed steps: results/speed/gpu.md.

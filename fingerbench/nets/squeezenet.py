@@ -8,8 +8,19 @@ from torch import nn
 
 from fingerbench.nets.blocks import Concat, Residual, conv_bn, scaled
 
-# Fire 2 to 9 at width 1: squeezed channels, channels of each expanding branch. None: halve the map.
-FIRES = ((16, 64), (16, 64), (32, 128), None, (32, 128), (48, 192), (48, 192), (64, 256), None, (64, 256))
+# At width 1, by the paper's number of the fire module: squeezed channels, channels of each expanding branch.
+FIRES = {
+    2: (16, 64),
+    3: (16, 64),
+    4: (32, 128),
+    5: (32, 128),
+    6: (48, 192),
+    7: (48, 192),
+    8: (64, 256),
+    9: (64, 256),
+}
+BYPASSED = (3, 5, 7)  # FingerBench; the paper has a bypass around 9 as well
+HALVED = (4, 8)  # the map, after these
 
 
 def fire(c: int, squeezed: int, expanded: int) -> nn.Sequential:
@@ -25,13 +36,12 @@ def squeezenet(classes: int, width: float) -> nn.Module:
     """
     c = scaled(96, width)
     features = nn.Sequential(conv_bn(3, c, bias=True), nn.MaxPool2d(2))
-    for i, sizes in enumerate(FIRES):
-        if sizes is None:
-            features.append(nn.MaxPool2d(2))
-            continue
+    for number, sizes in FIRES.items():
         squeezed, expanded = (scaled(channels, width) for channels in sizes)
         block = fire(c, squeezed, expanded)
-        features.append(Residual(block) if sizes == FIRES[i - 1] else block)
+        features.append(Residual(block) if number in BYPASSED else block)
+        if number in HALVED:
+            features.append(nn.MaxPool2d(2))
         c = 2 * expanded
     head = OrderedDict(
         features=features,

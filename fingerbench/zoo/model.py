@@ -15,7 +15,7 @@ from fingerbench.checkpoint import Checkpoint
 from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, passes
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, require
-from fingerbench.nets import blank, network
+from fingerbench.nets import REVISIONS, blank, network
 from fingerbench.ops import predict, without_trials
 from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
@@ -67,6 +67,11 @@ class ModelSpec(Spec):
     parent: ModelSpec | None
     precision: str
     seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """Return the description as plain data, with the revision of the network where it has one."""
+        revision = REVISIONS.get(self.architecture)
+        return super().identity() | ({"revision": revision} if revision else {})
 
     @property
     def label(self) -> str:
