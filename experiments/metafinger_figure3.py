@@ -39,7 +39,8 @@ class Figure3(Experiment):
         stolen = frame[frame["pirated"] & frame["family"].isin(TITLES)]
         rows = over_seeds(stolen, ["family", "variant", "method"], "score")
         said = (
-            f"Share of queries to which a stolen model answers what the source does: {spread(cells)}. "
+            f"Share of queries to which a stolen model answers what the source does: {spread(cells)}; none "
+            "of a seed without a query. "
             f"{queries_of(cells)} The watermarks of the paper's figure are not in this benchmark. "
             f"{METAFINGER} {caption(cells, paper=True)}"
         )

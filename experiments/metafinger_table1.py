@@ -50,7 +50,8 @@ class Table1(Experiment):
         table = rows[["method", "architecture", "suspect"]].assign(ours=ours, paper=printed)
         others = "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, values in WATERMARKS.items())
         said = (
-            "Per cent of queries to which an independent model answers what the source does; less is better. "
+            "Per cent of queries to which an independent model answers what the source does; less is better. A "
+            "seed without a query has no value. "
             f"{spread(cells).capitalize()}; the seeds are the method's. {METAFINGER} The paper's watermarks, not in "
             f"this benchmark, in the order {', '.join(names)}: {others}. {queries_of(cells)} "
             f"{caption(cells, paper=True)}"

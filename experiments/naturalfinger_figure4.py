@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.common import by_label
+from experiments.common import by_label, queries_of
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.curves import aruc_panels
@@ -35,12 +35,14 @@ class Figure4(Experiment):
         table["separating"] = [tables.spread(low, high, "(]") for low, high in ends]
         table["AUC"] = best["auc"]
         curves = (
-            f"{caption(cells)} Curves and areas are means over the seeds; a suspect is accused if its score is at "
-            "least t; robustness is the share of positives accused, uniqueness that of negatives not accused."
+            f"{caption(cells, queries=False)} {queries_of(cells)} Curves and areas are means over the seeds; a "
+            "suspect is accused if its score is at least t; robustness is the share of positives accused, uniqueness "
+            "that of negatives not accused."
         )
         numbers = (
-            f"{caption(cells, paper=True)} ARUC and AUC are means over the seeds, in brackets the 95 % bootstrap "
-            "interval of ARUC over suspects; separating: the thresholds that make no error under any seed."
+            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} ARUC and AUC are means over the seeds, "
+            "in brackets the 95 % bootstrap interval of ARUC over suspects; separating: the thresholds that make no "
+            "error under any seed."
         )
         frames = {label: [cell.scores for cell in group] for label, group in by_label(cells).items()}
         return [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import by_label, over_seeds, panel, spread
+from experiments.common import by_label, over_seeds, panel, queries_of, spread
 from fingerbench.errors import require
 from fingerbench.evaluate import plots
 from fingerbench.evaluate.captions import caption
@@ -39,9 +39,10 @@ class Figure5(Experiment):
         means = over_seeds(scores, ["method", "side", "share"], "score")
         panels = {label: _panel(label, means, scores) for label in by_label(cells)}
         said = (
-            f"{caption(cells, paper=True)} {PAPER} Scores are {spread(cells)}. Share: of the images "
-            "fine-tuned with, those whose adversarial examples were added, at 0 the source and its mirror, unattacked. "
-            "Dashed: the lowest positive and, in the colour of the mirrors, the highest mirror here under any seed."
+            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} {PAPER} Scores are {spread(cells)}. "
+            "Share: of the images fine-tuned with, those whose adversarial examples were added, at 0 the source and "
+            "its mirror, unattacked. Dashed: the lowest positive and, in the colour of the mirrors, the highest "
+            "mirror here under any seed."
         )
         figure = line_panels(panels, "score", said, limits=(-0.03, 1.03))
         return [Exhibit("scores", said, figure=figure, data=means)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.common import margins, over_seeds, panel, side_by_side, spread
+from experiments.common import margins, over_seeds, panel, queries_of, side_by_side, spread
 from fingerbench.errors import require
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -39,8 +39,8 @@ class Figure6(Experiment):
         require(not frame.empty, "attack", "some of prune, noise and finetune", "none of them")
         means = over_seeds(frame, ["method", "family", "variant"], "margin")
         said = (
-            f"{caption(cells, paper=True)} {PAPER} Margins, the score of the stolen model minus that of its mirror, "
-            f"are {spread(cells)}."
+            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} {PAPER} Margins, the score of the "
+            f"stolen model minus that of its mirror, are {spread(cells)}."
         )
         families = dict(list(means.groupby("family", sort=False)))
         lines = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import margins, over_seeds, panel, side_by_side, spread
+from experiments.common import margins, over_seeds, panel, queries_of, side_by_side, spread
 from fingerbench.errors import require
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -44,8 +44,8 @@ class Figure7(Experiment):
         single = means[means["architecture"] != MEAN]
         panels = {TITLES[family]: panel(part, "architecture") for family, part in single.groupby("family", sort=False)}
         said = (
-            f"{caption(cells, paper=True)} {PAPER} Margins, the score of the source's student minus that of the "
-            f"mirror's, are {spread(cells)}."
+            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} {PAPER} Margins, the score of the "
+            f"source's student minus that of the mirror's, are {spread(cells)}."
         )
         unseen = (
             f"{said} Unseen: neither the source nor a surrogate that a method learned from is of this architecture "

@@ -106,8 +106,10 @@ def test_what_descends_from_one_network_has_one_origin(built):
     assert set(metrics.origins(scores)) == {"mirror"}
     rows = [("scratch/vgg", False, "vgg", None), ("scratch-distill/vgg", False, "vgg", None), ("a", True, None, None)]
     rows += [("mirror/source", False, None, "source"), ("mirror/prune/0.1", False, "0.1", "prune/0.1")]
+    rows += [("same-half/vgg", False, "vgg", None)]  # of the other half
     frame = pd.DataFrame(rows, columns=["suspect", "pirated", "variant", "mirror_of"])
-    assert metrics.origins(frame).to_dict() == {0: "vgg", 1: "vgg", 3: "mirror", 4: "mirror"}
+    expected = {0: "scratch/vgg", 1: "scratch/vgg", 3: "mirror", 4: "mirror", 5: "same-half/vgg"}
+    assert metrics.origins(frame).to_dict() == expected
 
 
 def outputs_case(outputs=3, **state):

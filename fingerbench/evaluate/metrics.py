@@ -165,11 +165,11 @@ def sides(frame: DataFrame, column: str = "score") -> tuple[Floats, Floats]:
 def origins(frame: DataFrame) -> Series:
     """Return of each negative of `frame`, in its order, which network trained from random weights it descends from.
 
-    Mirrors, "mirror", descend from that of the source; others are named by the architecture in `variant`, and so are
-    their students.
+    Mirrors descend from that of the source, "mirror"; a student "scratch-distill/X" from "scratch/X"; others from none.
     """
     alone = frame[~frame["pirated"].astype(bool)]
-    return alone["variant"].fillna(alone["suspect"]).where(alone["mirror_of"].isna(), "mirror")
+    own = alone["suspect"].str.replace("scratch-distill/", "scratch/", regex=False)
+    return own.where(alone["mirror_of"].isna(), "mirror")
 
 
 def margins(frame: DataFrame) -> DataFrame:
