@@ -40,12 +40,12 @@ BESIDE = (
     "In the code of the paper's authors the source is a VGG16, a theft has some 20 models, WP removes channels, 200 "
     "queries are sent, thieves distil on the other half of the data, ours on the victim's own, and the negatives are "
     "20 models of four architectures, trained from scratch; there are no mirrors. So ours are here against "
-    "independent models from scratch and the mirror of the source alone; FT is FTLL and FTAL; and MEP, distillation by "
-    "probabilities, is onto those of the four architectures that this zoo has. AVG is the paper's mean over six "
-    "thefts. Three of those, MEL, MEA and TL, have no counterpart in this zoo, and three families of ours none there, so that "
-    "AVG and our mean are of different thefts; so are our ABP and that of the paper's rows, 1.62 for IPGuard, 2.04 for "
-    "MetaFinger and 2.22 for FreqGAN. MEL, MEA and TL: 0.55, 0.52 and 1.00 for IPGuard; 1.00, 0.99 and 0.48 for "
-    "MetaFinger; 0.89, 0.68 and 1.00 for FreqGAN."
+    "independent models from scratch and the mirror of the source alone; FT is FTLL and FTAL; and MEP, distillation "
+    "by probabilities, is onto those of the four architectures that this zoo has. AVG is the paper's mean over six "
+    "thefts. Three of those, MEL, MEA and TL, have no counterpart in this zoo, and three families of ours none there, "
+    "so that AVG and our mean are of different thefts; so are our ABP and that of the paper's rows, 1.62 for IPGuard, "
+    "2.04 for MetaFinger and 2.22 for FreqGAN. MEL, MEA and TL: 0.55, 0.52 and 1.00 for IPGuard; 1.00, 0.99 and 0.48 "
+    "for MetaFinger; 0.89, 0.68 and 1.00 for FreqGAN."
 )
 VARIANTS = {"distill": ("vgg13_bn", "resnet18", "densenet121", "mobilenetv2"), "finetune": ("FTLL", "FTAL")}  # there
 
