@@ -11,7 +11,10 @@ Deviations from the released code, where it and the paper differ or it errs:
     - The discriminator is asked to call the image real, max(0, 1 - D), under the class it was generated with. The
       released sign, max(0, 1 + D) under a fresh random class, drives images to look fake; `discriminator_sign`. With
       WGAN-GP these are -D and D: each GAN's term is the one its own loss has (the paper says so, no code is released).
-    - Exactly `epochs` epochs (released: one more).
+    - Exactly `epochs` epochs (released: one more). Where there are more surrogates of one kind than of the other, the
+      others are met again (released: equal numbers alone).
+    - On a GPU the networks compute in bfloat16 while latents are optimised, not while they are screened; see
+      `precision` of the configuration.
     - The loss is a sum over latents with step lr / latent_batch, not a mean with step lr. For a full batch that is
       the same; in a smaller last batch each latent still takes the same steps.
     - Latents whose adversarial label is y+ cannot pass the final screen; they are dropped before the optimisation,
@@ -22,6 +25,7 @@ Deviations from the released code, where it and the paper differ or it errs:
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +74,7 @@ class NaturalFinger:
     latent_batch: int = 80
     model_batch: int = 4  # positives, and as many negatives, in one step
     lr: float = 0.5  # per batch of `latent_batch` latents
-    momentum: float = 0.9  # Nesterov; released code only
+    momentum: float = 0.9  # Nesterov; released code, 0 in the paper
     beta: float = 0.5  # weight of the discriminator term
     kappa: float = 50.0  # logit margin beyond which more is not rewarded; released code only
     fgsm: float = 8 / 255  # step of FGSM in pixel values; released code only
@@ -86,7 +90,7 @@ class NaturalFinger:
     prior: Literal["normal", "gan"] = "normal"  # of the latents; released code, or the one the GAN was trained with
     draws: int = 200  # latents drawn at once; released code only
     max_draws: int = 20_000  # default: not published
-    max_chunks: int = 13  # latent batches at most: the released pool holds 10 latents for each of 100 queries
+    pool: float = 10.0  # latents optimised at most for each query of the budget, to a whole batch; released code
 
     def fingerprint(self, setting: Setting) -> Fingerprint:
         """Return up to `setting.budget` queries, their y+ as state "labels" and y- as "negative_labels".
@@ -118,29 +122,37 @@ class NaturalFinger:
         return ops.matching_rate(fingerprint.state["labels"], responses)
 
     def work(self, outline: MethodOutline) -> Work:
-        """Return the optimisation of `max_chunks` latent batches, the most there may be, and what screens them."""
+        """Return the optimisation of all latent batches that there may be, and what screens them."""
         assert outline.gan is not None
-        moves = self.epochs * self.max_chunks * self.latent_batch
-        groups = -(-min(len(outline.positives), len(outline.negatives)) // self.model_batch)
-        seen = len(self._bank()) * self.max_chunks * self.latent_batch + self.max_draws
-        return (
-            passes("attack", outline.surrogates, moves, self.latent_batch)
-            + passes("answer", outline.surrogates, seen)
-            + Work({Pass("attack", outline.gan, self.latent_batch): groups * moves})
-        )
+        latents = self._most(outline.budget) * self.latent_batch
+        pools = outline.positives, outline.negatives
+        steps = max(self._steps(pool) for pool in pools)
+        total = passes("answer", outline.surrogates, len(self._bank()) * latents + self.max_draws)
+        total += Work({Pass("attack", outline.gan, self.latent_batch): self.epochs * steps * latents})
+        for pool in pools:
+            total += passes("attack", pool, self.epochs * latents * steps // self._steps(pool), self.latent_batch)
+        return total
+
+    def _most(self, budget: int) -> int:
+        """Return how many batches of latents there may be."""
+        return math.ceil(self.pool * budget / self.latent_batch)
+
+    def _steps(self, models: Sequence[object]) -> int:
+        """Return in how many steps all of `models` are met once."""
+        return math.ceil(len(models) / self.model_batch)
 
     def _chunks(self, setting: Setting, gan: Gan, yields: Counter[str]) -> Iterator[Candidates]:
-        """Yield up to `max_chunks` batches of candidates and count in `yields` what became of those drawn."""
+        """Yield batches of candidates and count in `yields` what became of those drawn."""
         waiting: list[Candidates] = []
-        chunks = 0
-        while chunks < self.max_chunks and yields["tried"] < self.max_draws:
+        left = self._most(setting.budget)
+        while left and yields["tried"] < self.max_draws:
             waiting.append(self._draw(setting, gan, yields))
             last = yields["tried"] >= self.max_draws
             pool = _join(waiting)
-            while chunks < self.max_chunks and (len(pool) >= self.latent_batch or (last and len(pool))):
+            while left and (len(pool) >= self.latent_batch or (last and len(pool))):
                 yield pool[: self.latent_batch]
                 pool = pool[self.latent_batch :]
-                chunks += 1
+                left -= 1
             waiting = [pool]
 
     def _draw(self, setting: Setting, gan: Gan, yields: Counter[str]) -> Candidates:
@@ -170,9 +182,9 @@ class NaturalFinger:
         return ops.majority(torch.cat([ops.votes([model], z) for model, z in moved]), setting.classes)
 
     def _optimise(self, candidates: Candidates, setting: Setting, gan: Gan) -> Tensor:
-        """Return the latents (n, latent) after `epochs` passes over the surrogates by Nesterov SGD."""
+        """Return the latents (n, latent) after `epochs` passes over the surrogates by SGD."""
         z = candidates.z.clone().requires_grad_(True)
-        sgd = torch.optim.SGD([z], self.lr / self.latent_batch, self.momentum, nesterov=True)
+        sgd = torch.optim.SGD([z], self.lr / self.latent_batch, self.momentum, nesterov=self.momentum > 0)
         for _ in range(self.epochs):
             for positives, negatives in self._groups(setting):
                 # Nothing is decided here. Without the cache, which keeps weights of a graph from being replayed.
@@ -183,11 +195,15 @@ class NaturalFinger:
         return z.detach()
 
     def _groups(self, setting: Setting) -> Iterator[tuple[list[nn.Module], list[nn.Module]]]:
-        """Yield pairs of `model_batch` positives and as many negatives, both in a random order of their own."""
+        """Yield pairs of `model_batch` positives and as many negatives, both in a random order of their own.
+
+        All are met in an epoch; where there are fewer of one kind, these are met again, in the same order.
+        """
         pools = setting.positives, setting.negatives
-        orders = (torch.randperm(len(pool), generator=setting.generator) for pool in pools)
-        for p, n in zip(*(order.split(self.model_batch) for order in orders), strict=False):
-            yield [setting.positives[i] for i in p], [setting.negatives[i] for i in n]
+        orders = [torch.randperm(len(pool), generator=setting.generator).split(self.model_batch) for pool in pools]
+        for step in range(max(map(len, orders))):
+            p, n = ([pool[i] for i in order[step % len(order)]] for pool, order in zip(pools, orders, strict=True))
+            yield p, n
 
     def _loss(
         self,
@@ -253,7 +269,7 @@ class NaturalFinger:
             return ""
         return (
             f"{yields['screened']} of {budget} queries: only these of {yields['optimised']} optimised latents "
-            f"passed the final screening, within {self.max_chunks} batches and {self.max_draws} draws"
+            f"passed the final screening, within {self._most(budget)} batches and {self.max_draws} draws"
         )
 
 

@@ -178,7 +178,7 @@ def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
 def test_a_gan_is_shown_and_its_fid_is_a_cost_of_its_own(built, tmp_path):
     store, folder = tmp_path / "store", tmp_path / "run"
     shutil.copytree(built[0], store)
-    few = ["gan.steps=3", "method.epochs=2", "method.max_chunks=1"]
+    few = ["gan.steps=3", "method.epochs=2", "method.pool=1"]
     run(store, folder, "method=naturalfinger", *few, "attack=[source]")
     metrics, manifest = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "manifest"))
     assert metrics["gan"]["name"] == "sagan" and metrics["gan"]["fid"] > 0 and "seconds" not in metrics["gan"]
