@@ -50,6 +50,13 @@ def require(condition: bool, what: str, expected: str, got: object) -> None:
         raise UserError(f"{what}: expected {expected}; got {got!r}")
 
 
+def require_least(what: object, group: str, **least: float) -> None:
+    """Raise a UserError unless each of these fields of `what` is a number no less than that; `group` has them."""
+    for name, number in least.items():
+        value = getattr(what, name)
+        require(isinstance(value, int | float) and value >= number, f"{group}.{name}", f"at least {number}", value)
+
+
 def require_empty(folder: Path, what: str) -> None:
     """Raise a UserError unless there is nothing in `folder`, which need not be there."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench import ops
+from fingerbench.errors import require
 from fingerbench.task import Task
 
 Half = Literal["A", "B"]
@@ -107,6 +108,9 @@ class Gan:
     latent: int
     loss: AdversarialLoss
     prior: Literal["normal", "uniform"] = "normal"
+
+    def __post_init__(self) -> None:
+        require(self.latent > 0, "gan.latent", "a number that leaves a latent one value at least", self.latent)
 
     def latents(self, n: int, generator: torch.Generator) -> Tensor:
         """Return z (n, latent) drawn from the prior, on the CPU."""

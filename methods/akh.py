@@ -41,7 +41,7 @@ class AKH:
         """Take the source's mistakes until the budget is full, then mixtures of them that pass the screen.
 
         Yields: tried (held-out images), errors (mistakes among them), mixed (queries that are mixtures; their share
-        of all queries tells how far this is from true mistakes). Raises UserError if the source makes no mistake.
+        of all queries tells how far this is from true mistakes). Raises NoQueriesError if the source makes none.
         """
         wrong, truth = mistakes(setting.source, setting.heldout, setting.device)
         if len(wrong) == 0:

@@ -15,12 +15,14 @@ Where paper and released code differ, or the code errs:
   the code it makes the image itself (here bounded by tanh, too), which an unbounded reward for errors drives off the
   image; `output`.
 - The discriminator takes its step first, on fakes that are constants. In the code the gradient of the generator's loss
-  is added to the discriminator's before its step, and cancels all it could learn from fakes; `order`.
+  is added to the discriminator's before its step. That cancels what the spatial branch could learn from fakes, and
+  raises their scores where the hinge is flat; the spectral branch learns all the same; `order`.
 - The source is always in eval mode. In the code it samples in train mode, where an error may be dropout's.
 - A query's label is the source's answer to the query; in the code that to the clean image, which nothing reads.
 - Each training image is tried once, as the generator gives the same query again; the code draws batches for ever.
 - Adam's rate stays as it is: the code first halves it at epoch 3000. The perceptual term, of weight 0, is left out.
-- The generator is smaller for images below 64x64; `fingerbench.gans.freqgan` says how.
+- The generator is smaller for images below 64x64, and the discriminator, which halves them to 8x8, has a block more at
+  64x64 than at 32x32; `fingerbench.gans.freqgan` says how.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from torch.nn import functional as F
 from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Other, Pass, Work, forward_flop, passes
-from fingerbench.errors import DivergedError, NoQueriesError
+from fingerbench.errors import DivergedError, NoQueriesError, require_least
 from fingerbench.gans import freqgan as networks
 from fingerbench.gans.train import Hinge, descend
 from fingerbench.records import AdversarialLoss, Fingerprint, Setting
@@ -65,6 +67,9 @@ class FreqGAN:
     differentiable: bool = False  # let gradients through the spectral branch, down to the image
     true_label: bool = False  # keep a query only if the source's answer is not the image's true class either
     width: float = 1.0  # of the published 16 (generator) and 128 (discriminator) channels
+
+    def __post_init__(self) -> None:
+        require_least(self, "method", batch=2)  # BatchNorm at 1x1 needs two
 
     def fingerprint(self, setting: Setting) -> Fingerprint:
         """Train the GAN, then take training images in random order until the budget is full or all were tried.
@@ -176,18 +181,18 @@ class FreqGAN:
             if yields["screened"] >= setting.budget:
                 break
         if not yields["screened"]:
-            raise NoQueriesError(
-                f"freqgan: the source errs on none of {yields['tried']} perturbed training images; "
-                "raise method.epochs or method.epsilon"
-            )
+            raise NoQueriesError(f"freqgan: {self._shortage(yields)}")
         queries = torch.cat(kept)[: setting.budget].contiguous()
         labels = ops.predict(setting.source, queries).argmax(1)
-        note = (
-            f"{len(queries)} of {setting.budget} queries: the source errs on no more of the {yields['tried']} "
-            "perturbed training images"
-        )
         short = len(queries) < setting.budget
+        note = f"{len(queries)} of {setting.budget} queries: {self._shortage(yields)}"
         return Fingerprint(queries.cpu(), {"labels": labels.cpu()}, dict(yields), note if short else "")
+
+    def _shortage(self, yields: Counter[str]) -> str:
+        errors = f"the source errs on {yields['misclassified']} of {yields['tried']} perturbed training images"
+        if yields["misclassified"] > yields["screened"]:
+            return f"{errors}, and answers {yields['screened']} of these with a class that is not the true one either"
+        return f"{errors}; raise method.epochs or method.epsilon"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Access: top-1 labels. Needs: the source and the owner's training images, no othe
 Deviations from that version:
 - a point is kept as it was when its loss reached 0; there one more Adam step follows, which can move it off again;
 - start images are plain training images; there they are randomly cropped and flipped first;
+- `tries` start images at most, each once; there they are drawn until there are enough points;
 - points are optimised side by side, not one after another: the same result, as nothing couples them.
 """
 
@@ -51,8 +52,8 @@ class IPGuard:
         """Optimise start images in random order until the budget is full, or none may be tried any more.
 
         Each round starts as many points as are still missing, so the result is that of taking them one by one.
-        Yields: tried (start images that the source classifies correctly), accepted. Raises UserError if no point
-        at all reaches the margin.
+        Yields: tried (start images that the source classifies correctly), accepted. Raises NoQueriesError if no
+        point at all reaches the margin.
         """
         order = torch.randperm(len(setting.train), generator=setting.generator)
         limit = round(self.tries * setting.budget)

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Work, passes
-from fingerbench.errors import NoQueriesError, require
+from fingerbench.errors import NoQueriesError, require, require_least
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.replay import Graphed
 from fingerbench.transforms import (
@@ -90,11 +90,17 @@ class MetaFinger:
     resize_most: int = 39
     resize_out: int = 40
 
+    def __post_init__(self) -> None:
+        require_least(self, "method", images=1, k=1)
+        least, most, out = self.resize_least, self.resize_most, self.resize_out
+        expected = "method.resize_least <= resize_most <= resize_out, all above 0"
+        require(0 < least <= most <= out, "method.resize_*", expected, (least, most, out))
+
     def fingerprint(self, setting: Setting) -> Fingerprint:
         """Return up to `setting.budget` queries, and the label that derived models give each as state "labels".
 
         Yields: restarts, tried (start images), unanimous (the positives that screen agree), screened. Raises UserError
-        if there are too few surrogates, or if not one image survives.
+        if there are too few surrogates, NoQueriesError if not one image survives.
         """
         train, validation = self._split(setting)
         train = train.graphed(setting.device)

@@ -5,13 +5,17 @@ Claim: queries and verifier, trained together on the owner's imitations of thiev
 stolen models of any task apart, since nothing but numeric answers is used.
 Access: full answers: probabilities, or predicted values. Needs: surrogates of both kinds.
 
-No official code exists, and the paper's text leaves these open (each is an option or a default below):
+No official code exists, and the paper's full text was not at hand, so these are unknown and chosen here:
 - answers: softmax probabilities. The unofficial code and MNTD (Xu et al., S&P 2021), the closest ancestor, read logits,
   which no API gives; `features=logits` takes the nearest, log-probabilities minus their mean over the classes, which
   are logits minus theirs;
 - verifier: one hidden layer of 128 (unofficial code) with a ReLU between (MNTD; the unofficial code has none);
 - start: mid-grey with noise of 1e-3 (MNTD), which fits the remark in NaturalFinger's paper that the queries of MetaV
   look like empty images with slight noise;
+- images: (tanh(w) + 1) / 2, so that any w is one (the paper, as remembered; the unofficial code takes tanh of
+  pixels);
+- loss: the log-likelihood of the verifier, mean over each kind of surrogate (unofficial code), and as score its
+  probability of stolen, in place of a matching rate (ours);
 - the unofficial code adds a third loss term for the source; here the source is the first of the positives.
 """
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Pass, Work, passes
-from fingerbench.errors import NoQueriesError, UserError
+from fingerbench.errors import NoQueriesError, UserError, require_least
 from fingerbench.records import Fingerprint, Gan, Setting
 from fingerbench.replay import Graphed
 from fingerbench.transforms import GaussianNoise, HorizontalFlip, Identity, Shear, Transform, Translate
@@ -92,10 +92,13 @@ class NaturalFinger:
     max_draws: int = 20_000  # default: not published
     pool: float = 10.0  # latents optimised at most for each query of the budget, to a whole batch; released code
 
+    def __post_init__(self) -> None:
+        require_least(self, "method", latent_batch=1, model_batch=1, draws=1)
+
     def fingerprint(self, setting: Setting) -> Fingerprint:
         """Return up to `setting.budget` queries, their y+ as state "labels" and y- as "negative_labels".
 
-        Raises UserError, naming the stage, if not one candidate survives.
+        Raises NoQueriesError, naming the stage, if not one candidate survives.
         """
         gan = _gan(setting)
         moving = _graphed(setting, gan)

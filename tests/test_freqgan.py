@@ -268,6 +268,8 @@ def test_the_true_label_can_be_asked_for_as_well(setting):
     assert healed.any()  # a misread image that is now read correctly
     assert torch.equal(strict.queries, loose.queries[~healed])
     assert strict.yields == loose.yields | {"screened": len(strict)}
+    assert f"answers {len(strict)} of these with a class that is not the true one either" in strict.note
+    assert loose.note.endswith("raise method.epochs or method.epsilon")
 
 
 def test_the_source_is_never_in_train_mode(setting):
@@ -288,7 +290,7 @@ def test_too_few_queries_are_explained(setting):
 
 
 def test_no_query_at_all_is_an_error(setting):
-    with pytest.raises(UserError, match="none of 50 perturbed training images"):
+    with pytest.raises(UserError, match="errs on 0 of 50 perturbed training images; raise"):
         replace(METHOD, epsilon=0.0, epochs=1).fingerprint(setting())
 
 

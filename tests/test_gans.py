@@ -73,3 +73,11 @@ def test_latents_come_from_the_prior(name):
 def test_a_size_that_does_not_fit_is_refused(shape):
     with pytest.raises(UserError, match="16x16"):
         Sagan().build(10, shape)
+
+
+@every_gan
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("setting", [{"width": 0.001}, {"latent": 0}])
+def test_networks_of_nothing_are_refused(name, setting):
+    with pytest.raises(UserError, match=f"gan.{next(iter(setting))}: expected a number that leaves"):
+        small(name, **setting).build(10, (3, 32, 32))

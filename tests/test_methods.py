@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from fingerbench import config, transforms
 from fingerbench.api import Fingerprinter
 from fingerbench.check import CHECKS, Trial
+from fingerbench.errors import UserError
 
 FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
 CONSTANTS = OmegaConf.load(Path(__file__).parents[1] / "conf/data/digits.yaml").constants
@@ -27,6 +29,27 @@ TINY = {
 def trial(request):
     own = OmegaConf.merge(OmegaConf.load(request.param), TINY.get(request.param.stem, {}))
     return Trial(config.build(OmegaConf.create({"data": {"constants": CONSTANTS}, "method": own}).method))
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("naturalfinger.latent_batch=0", "method.latent_batch: expected at least 1; got 0"),
+        ("naturalfinger.model_batch=0", "method.model_batch: expected at least 1; got 0"),
+        ("naturalfinger.draws=0", "method.draws: expected at least 1; got 0"),
+        ("metafinger.images=0", "method.images: expected at least 1; got 0"),
+        ("metafinger.k=few", "method.k: expected at least 1; got 'few'"),
+        (
+            "metafinger.resize_most=41",
+            "method.resize_least <= resize_most <= resize_out, all above 0; got (12, 41, 20)",
+        ),
+        ("freqgan.batch=1", "method.batch: expected at least 2; got 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(word, told):
+    method, _, setting = word.partition(".")
+    with pytest.raises(UserError, match=re.escape(told)):
+        config.build(config.compose([f"method={method}", f"method.{setting}"]).method)
 
 
 def test_it_is_a_fingerprinter(trial):

@@ -68,7 +68,7 @@ def _near(model, seed):
     return other
 
 
-TOY = NaturalFinger(epochs=60, latent_batch=8, model_batch=2, lr=4.0, fgsm=0.3, shift=1, draws=40, max_chunks=20)
+TOY = NaturalFinger(epochs=60, latent_batch=8, model_batch=2, lr=4.0, fgsm=0.3, shift=1, draws=40, pool=80.0)
 
 
 def candidates(n=4, seed=3):
@@ -158,6 +158,27 @@ def test_groups_pair_every_surrogate_once_an_epoch_in_random_order():
     assert any(any(shift) for shift in places)  # permuted independently
 
 
+def test_unequal_surrogates_are_all_met_in_an_epoch():
+    s = setting(positives=3, negatives=10)
+    groups = list(replace(TOY, model_batch=4)._groups(s))
+    assert [(len(p), len(n)) for p, n in groups] == [(3, 4), (3, 4), (3, 2)]
+    assert sorted(map(id, s.negatives)) == sorted(id(m) for _, n in groups for m in n)
+
+
+def test_the_papers_plain_sgd_is_an_option():
+    s = setting()
+    moved = [replace(TOY, epochs=2, momentum=m)._optimise(candidates(), s, s.gan) for m in (0.0, 0.9)]
+    assert not torch.equal(*moved) and not torch.equal(moved[0], candidates().z)
+
+
+@pytest.mark.parametrize(("budget", "tried"), [(1, 8), (3, 16)])
+def test_the_more_queries_the_more_latents_are_tried(budget, tried):
+    s = setting(budget=budget)
+    print_ = replace(TOY, epochs=1, fgsm=0.3, pool=4.0, input_transforms=False)
+    chunks = list(print_._chunks(s, s.gan, Counter()))
+    assert sum(map(len, chunks)) == tried
+
+
 class Constant(nn.Module):
     """Answers one label, whatever it is shown."""
 
@@ -216,7 +237,7 @@ def test_repeatable_with_the_seed():
 
 
 def test_fewer_queries_than_asked_for_are_explained():
-    print_ = replace(TOY, max_chunks=1).fingerprint(setting(budget=50))
+    print_ = replace(TOY, pool=0.1).fingerprint(setting(budget=50))
     assert 0 < len(print_) <= 8
     assert print_.yields["optimised"] == 8
     assert f"{len(print_)} of 50 queries" in print_.note
@@ -245,6 +266,6 @@ def test_no_survivor_names_the_stage():
     with pytest.raises(UserError, match="adversarial labels"):
         replace(TOY, fgsm=0.0, max_draws=40).fingerprint(replace(s, negatives=s.positives))
     with pytest.raises(UserError, match="final screening"):
-        replace(TOY, epochs=1, max_chunks=1).fingerprint(replace(s, negatives=(Constant(0), Constant(1))))
+        replace(TOY, epochs=1, pool=1.0).fingerprint(replace(s, negatives=(Constant(0), Constant(1))))
     with pytest.raises(UserError, match="expected a GAN"):
         TOY.fingerprint(replace(s, gan=None))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fingerbench.gans.big_resnet import EmbeddingDiscriminator, Generator
-from fingerbench.gans.layers import Layers
+from fingerbench.gans.layers import Layers, widened
 from fingerbench.gans.resnet import doublings
 from fingerbench.gans.train import Batch, Hinge, Training, adversarial
 from fingerbench.records import Gan
@@ -37,7 +37,7 @@ class Contragan(Training):
         """Return untrained networks; see `Training.build`."""
         layers, ups, channels = Layers(spectral=True), doublings(shape, "contragan"), shape[0]
         latent = self.latent // (ups + 1) * (ups + 1)  # as much of it as gives all parts of the generator the same
-        g, d = round(384 * self.width), round(192 * self.width)
+        g, d = widened(384, self.width), widened(192, self.width)
         with seeded(seed):
             generator = Generator(layers, ups, g, latent, channels, classes, self.shared)
             discriminator = EmbeddingDiscriminator(layers, ups, d, channels, classes, self.embedding)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fingerbench.data.augment import Augment
 from fingerbench.gans.big_resnet import Generator
-from fingerbench.gans.layers import Layers
+from fingerbench.gans.layers import Layers, widened
 from fingerbench.gans.resnet import Discriminator, doublings
 from fingerbench.gans.train import Batch, Hinge, Training, adversarial
 from fingerbench.ops import send
@@ -46,7 +46,7 @@ class Icrgan(Training):
         """Return untrained networks; see `Training.build`."""
         layers, ups, channels = Layers(spectral=True), doublings(shape, "icrgan"), shape[0]
         latent = self.latent // (ups + 1) * (ups + 1)  # as much of it as gives all parts of the generator the same
-        g, d = round(384 * self.width), round(192 * self.width)
+        g, d = widened(384, self.width), widened(192, self.width)
         with seeded(seed):
             generator = Generator(layers, ups, g, latent, channels, classes, self.shared)
             discriminator = Discriminator(layers, ups, d, channels, classes, attention=True)

@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from fingerbench.errors import require
+
+
+def widened(channels: int, width: float) -> int:
+    """Return `channels` times `width`; a UserError where that is none."""
+    found = round(channels * width)
+    require(found > 0, "gan.width", f"a number that leaves at least one of {channels} channels", width)
+    return found
+
 
 @dataclass(frozen=True)
 class Layers:

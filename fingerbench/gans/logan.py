@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fingerbench.gans.layers import Layers
+from fingerbench.gans.layers import Layers, widened
 from fingerbench.gans.resnet import Discriminator, Generator, doublings
 from fingerbench.gans.train import Batch, Hinge, Training, adversarial
 from fingerbench.ops import send
@@ -38,7 +38,7 @@ class Logan(Training):
     def build(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> Gan:
         """Return untrained networks; see `Training.build`."""
         ups, channels = doublings(shape, "logan"), shape[0]
-        g, d = round(256 * self.width), round(128 * self.width)
+        g, d = widened(256, self.width), widened(128, self.width)
         with seeded(seed):
             generator = Generator(Layers(spectral=False), ups, g, self.latent, channels, classes=0, attention=False)
             discriminator = Discriminator(Layers(spectral=True), ups, d, channels, classes=0, attention=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fingerbench.gans.layers import Layers
+from fingerbench.gans.layers import Layers, widened
 from fingerbench.gans.resnet import Discriminator, Generator, doublings
 from fingerbench.gans.train import Hinge, Training
 from fingerbench.records import Gan
@@ -25,7 +25,7 @@ class Sagan(Training):
     def build(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> Gan:
         """Return untrained networks; see `Training.build`."""
         layers, ups, channels = Layers(spectral=True), doublings(shape, "sagan"), shape[0]
-        g, d = round(256 * self.width), round(128 * self.width)
+        g, d = widened(256, self.width), widened(128, self.width)
         with seeded(seed):
             generator = Generator(layers, ups, g, self.latent, channels, classes, attention=True)
             discriminator = Discriminator(layers, ups, d, channels, classes, attention=True)

@@ -16,7 +16,7 @@ from fingerbench.ops import send
 from fingerbench.records import Gan, Images
 from fingerbench.replay import Replay, adam
 
-SETTLE_BATCHES = 64  # by which an averaged generator finds its batch statistics
+SETTLE_BATCHES = 64  # by which an averaged generator finds its batch statistics; default: not published
 
 
 class Batch(NamedTuple):

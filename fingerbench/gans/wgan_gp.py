@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fingerbench.gans.layers import Layers
+from fingerbench.gans.layers import Layers, widened
 from fingerbench.gans.resnet import Discriminator, Generator, doublings
 from fingerbench.gans.train import Batch, Training, adversarial
 from fingerbench.ops import send
@@ -49,7 +49,7 @@ class WganGp(Training):
     def build(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> Gan:
         """Return untrained networks; see `Training.build`."""
         layers, ups, channels = Layers(spectral=False), doublings(shape, "wgan_gp"), shape[0]
-        g, d = round(256 * self.width), round(128 * self.width)
+        g, d = widened(256, self.width), widened(128, self.width)
         with seeded(seed):
             generator = Generator(layers, ups, g, self.latent, channels, classes=0, attention=False)
             discriminator = Discriminator(layers, ups, d, channels, classes=0, attention=False)

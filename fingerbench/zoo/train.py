@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of one training: SGD with Nesterov momentum. Sources stand beside the values in conf/zoo."""
+    """The hyperparameters of one training: SGD with Nesterov momentum. Sources stand beside values in conf/recipe."""
 
     epochs: int
     batch: int
