@@ -83,7 +83,7 @@ class Loop:
     def flop(self, operation: Operation) -> float:
         """Return the FLOP of a latent and epoch."""
         method, outline = self.spec.method, self.outline
-        moved = replace(method, epochs=1, max_chunks=1, latent_batch=1, max_draws=0).work(outline)  # type: ignore[call-arg, type-var]
+        moved = replace(method, epochs=1, pool=1 / outline.budget, latent_batch=1, max_draws=0).work(outline)  # type: ignore[call-arg, type-var]
         return sum(images * one.flop for one, images in moved.items() if one.operation == "attack")
 
 

@@ -26,6 +26,7 @@ from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.cost import Costly, Operation, Other, Pass, Sizes, Work
 from fingerbench.errors import UserError, require
+from fingerbench.evaluate.run import plan
 from fingerbench.evaluate.specs import FingerprintSpec, ResponseSpec
 from fingerbench.gans.spec import GanSpec
 from fingerbench.records import Dataset, Images
@@ -78,7 +79,7 @@ def ordered(benches: Sequence[Bench], missing: bool) -> list[Spec]:
             found[spec.key] = spec
 
     for bench in benches:
-        for spec in bench.plan():
+        for spec in plan(bench):
             visit(spec)
     return list(found.values())
 
@@ -90,7 +91,7 @@ def work(spec: Spec, sizes: Sizes) -> Work:
         return counted
     method = spec.method
     loop = Pass("attack", Loop(spec, spec.outline(sizes)), method.latent_batch)
-    moves = method.epochs * method.max_chunks * method.latent_batch
+    moves = method.epochs * method.batches(spec.budget) * method.latent_batch
     return Work({one: n for one, n in counted.items() if one.operation != "attack"}) + Work({loop: moves})
 
 
@@ -272,7 +273,8 @@ def _loop_line(works: Sequence[Work], prices: Prices) -> list[str]:
     return [
         f"NaturalFinger's loop: {prices[one.operation, one.network].seconds * one.batch:.3g} s an epoch of a batch of "
         f"{one.batch} latents; {one.network.spec.method.epochs} epochs, and at most "
-        f"{one.network.spec.method.max_chunks} batches, which is what is counted: it stops when it has enough queries."
+        f"{one.network.spec.method.batches(one.network.spec.budget)} batches, which is what is counted: it stops when "
+        "it has enough queries."
         for one in loops
         if isinstance(one.network, Loop) and isinstance(one.network.spec.method, NaturalFinger)
     ]

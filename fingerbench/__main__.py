@@ -11,9 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import fingerbench as fb
 from fingerbench.errors import DamagedError, UserError, require, unknown
 
-GROUPS = ("method", "attack", "data", "gan", "evasion", "recipe", "profile", "experiment", "logger")
+GROUPS = (
+    *("method", "attack", "data", "gan", "surrogates", "evasion", "recipe", "profile", "experiment", "launcher"),
+    "logger",
+)
 LIBRARIES = ("timm", "torchvision")  # of networks
 
 
@@ -167,10 +171,10 @@ def _rows(what: str, overrides: Sequence[str]) -> list[Any]:
         from fingerbench.nets.library import names
 
         return [f"{what}:{name}" for name in names(what)]
-    singular = what.removesuffix("s")
-    if singular not in GROUPS:
+    group = what if what in GROUPS else what.removesuffix("s")
+    if group not in GROUPS:
         raise unknown("list", what, ["zoo", "architectures", *LIBRARIES, *GROUPS])
-    return config.options(singular, overrides)
+    return config.options(group, overrides)
 
 
 def _show(parsed: argparse.Namespace) -> None:
@@ -183,11 +187,10 @@ def _show(parsed: argparse.Namespace) -> None:
 
 def _verify(parsed: argparse.Namespace) -> int:
     """Tell what is damaged; returns 0 if nothing is, else 1."""
-    from fingerbench.bench import open as open_bench
     from fingerbench.housekeeping import plan
     from fingerbench.store import family
 
-    store = open_bench(*parsed.overrides).store
+    store = fb.open(*parsed.overrides).store
     stored = [spec for spec in family(plan(parsed.overrides)).values() if store.has(spec)]
     troubles = [trouble for spec in stored if (trouble := store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
@@ -277,9 +280,8 @@ def _verdict(parsed: argparse.Namespace) -> None:
 
 def _gc(parsed: argparse.Namespace) -> None:
     from fingerbench import housekeeping
-    from fingerbench.bench import open as open_bench
 
-    store = open_bench(*parsed.overrides).store
+    store = fb.open(*parsed.overrides).store
     items = housekeeping.collect(store, parsed.keep, parsed.overrides)
     if parsed.delete:
         items = housekeeping.remove(store, items)
@@ -292,9 +294,8 @@ def _gc(parsed: argparse.Namespace) -> None:
 
 def _du(parsed: argparse.Namespace) -> None:
     from fingerbench import housekeeping
-    from fingerbench.bench import open as open_bench
 
-    usage = housekeeping.usage(open_bench(*parsed.overrides).store)
+    usage = housekeeping.usage(fb.open(*parsed.overrides).store)
     if parsed.json:
         _out(json.dumps(usage, indent=1))
         return
@@ -304,22 +305,20 @@ def _du(parsed: argparse.Namespace) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from fingerbench.bench import open as open_bench
     from fingerbench.exchange import export_to
     from fingerbench.progress import plural
 
     counts: dict[str, int] = {}
-    for spec in export_to(open_bench(*parsed.overrides), parsed.target, parsed.model):
+    for spec in export_to(fb.open(*parsed.overrides), parsed.target, parsed.model):
         counts[spec.kind] = counts.get(spec.kind, 0) + 1
     stock = ", ".join(f"{count} {plural(kind) if count > 1 else kind}" for kind, count in counts.items())
     _out(f"exported {stock}, with a card: {parsed.target}")
 
 
 def _import(parsed: argparse.Namespace) -> None:
-    from fingerbench.bench import open as open_bench
     from fingerbench.exchange import import_from
 
-    store = open_bench(*parsed.overrides).store
+    store = fb.open(*parsed.overrides).store
     done = import_from(store, parsed.source)
     lines = [f"added {name}" for name in done.added]
     _out("\n".join([*lines, f"added {len(done.added)}, found {done.kept} already there: {store.root}"]))

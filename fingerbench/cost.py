@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fingerbench import nets
+from fingerbench.ops import ANSWERED
 
 if TYPE_CHECKING:
     from fingerbench.gans.train import Training
@@ -29,7 +30,6 @@ Operation = Literal["answer", "attack", "train"]
 # FlopCounterMode counts the weights' gradient of grouped convolutions as if there were no groups, 22 forward passes for
 # mobilenetv2, so its count of the forward pass alone is used.
 FORWARD_PASSES: dict[Operation, int] = {"answer": 1, "attack": 2, "train": 3}
-ANSWERED = 500  # images at once in `ops.predict`
 STEPS = 1000  # gradient steps of a method that says nothing of its work
 COUNTED = 2  # images in the batch that is counted: batch statistics of one do not exist
 

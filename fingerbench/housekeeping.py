@@ -269,13 +269,13 @@ def needed(text: str, words: Sequence[str] = ()) -> set[str]:
 def plan(words: Sequence[str]) -> list[Spec]:
     """Return everything that run.py with these words would need of the store, of one run or of an experiment."""
     from fingerbench.bench import Bench
-    from fingerbench.evaluate import experiment, gates
+    from fingerbench.evaluate import experiment
+    from fingerbench.evaluate import run as runs
 
     settings = config.compose(words)
     if "experiment" in settings:
         return experiment.plan(settings, words)
-    bench = Bench(settings, words)
-    return [*bench.plan(), *gates.plan(bench)]
+    return runs.plan(Bench(settings, words))
 
 
 def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:

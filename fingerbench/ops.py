@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ANSWERED = 500  # images that a model is asked at once
+
 
 def ascend_sign(model: nn.Module, x: Tensor, y: Tensor, step: float) -> Tensor:
     """Return x + step * sign of the gradient of the cross-entropy at labels `y`, not clipped.
@@ -80,7 +82,7 @@ def without_tf32() -> Iterator[None]:
 
 @without_tf32()
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+def predict(model: nn.Module, x: Tensor, batch: int = ANSWERED) -> Tensor:
     """Return the outputs, such as logits, (n, outputs) of `model` on x float (n, c, h, w), in pieces of `batch`.
 
     On a GPU too float32 is float32, unless the caller autocasts.

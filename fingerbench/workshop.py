@@ -8,7 +8,7 @@ import resource
 import shutil
 import sysconfig
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fingerbench.cluster import granted_cores
 from fingerbench.errors import DivergedError, UserError, unknown
@@ -177,8 +177,8 @@ def _resident_peak() -> float:
     return int(lines["VmHWM"].split()[0]) / 2**10
 
 
-def revive(model: nn.Module, artefact: Artefact) -> nn.Module:
-    """Return `model`, built on the meta device, with stored weights and where they are: in eval mode and frozen."""
-    model.load_state_dict(artefact.tensors, strict=True, assign=True)
-    device = next(iter(artefact.tensors.values())).device
+def revive(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return `model`, which may be on the meta device, with stored weights and where they are, frozen, in eval mode."""
+    model.load_state_dict(weights, strict=True, assign=True)
+    device = next(iter(weights.values())).device
     return model.to(device).eval().requires_grad_(False)  # moves the buffers that are not stored

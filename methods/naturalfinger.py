@@ -127,7 +127,7 @@ class NaturalFinger:
     def work(self, outline: MethodOutline) -> Work:
         """Return the optimisation of all latent batches that there may be, and what screens them."""
         assert outline.gan is not None
-        latents = self._most(outline.budget) * self.latent_batch
+        latents = self.batches(outline.budget) * self.latent_batch
         pools = outline.positives, outline.negatives
         steps = max(self._steps(pool) for pool in pools)
         total = passes("answer", outline.surrogates, len(self._bank()) * latents + self.max_draws)
@@ -136,7 +136,7 @@ class NaturalFinger:
             total += passes("attack", pool, self.epochs * latents * steps // self._steps(pool), self.latent_batch)
         return total
 
-    def _most(self, budget: int) -> int:
+    def batches(self, budget: int) -> int:
         """Return how many batches of latents there may be."""
         return math.ceil(self.pool * budget / self.latent_batch)
 
@@ -147,7 +147,7 @@ class NaturalFinger:
     def _chunks(self, setting: Setting, gan: Gan, yields: Counter[str]) -> Iterator[Candidates]:
         """Yield batches of candidates and count in `yields` what became of those drawn."""
         waiting: list[Candidates] = []
-        left = self._most(setting.budget)
+        left = self.batches(setting.budget)
         while left and yields["tried"] < self.max_draws:
             waiting.append(self._draw(setting, gan, yields))
             last = yields["tried"] >= self.max_draws
@@ -272,7 +272,7 @@ class NaturalFinger:
             return ""
         return (
             f"{yields['screened']} of {budget} queries: only these of {yields['optimised']} optimised latents "
-            f"passed the final screening, within {self._most(budget)} batches and {self.max_draws} draws"
+            f"passed the final screening, within {self.batches(budget)} batches and {self.max_draws} draws"
         )
 
 

@@ -11,6 +11,7 @@ from conftest import ROOT, TINY, finish, start
 from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.cost import Sizes, effort
+from fingerbench.evaluate import gates
 from fingerbench.nets import network
 
 
@@ -87,7 +88,16 @@ def test_zoo_cost_has_a_line_for_everything(tmp_path):
     words = [*TINY, "method=naturalfinger", "attack=[source,finetune,adversarial]", f"store={tmp_path / 'store'}"]
     output = finish(start(["benchmarks/zoo_cost.py"], "--seconds", "1", *words))
     rows = {row[0]: row for row in columns(output) if len(row) == 5}
-    families = {"source", "surrogates", "finetune", "adversarial", "sagan", "fid", "evaluation, 20 queries"}
+    families = {
+        "source",
+        "surrogates",
+        "finetune",
+        "adversarial",
+        "sagan",
+        "fid",
+        "agreement",
+        "evaluation, 20 queries",
+    }
     assert families | {"naturalfinger fingerprint", "naturalfinger's loop", "total"} == set(rows) - {"what", ":---"}
     seconds = {name: float(row[3]) for name, row in rows.items() if name not in ("what", ":---")}
     assert min(seconds.values()) > 0
@@ -102,17 +112,18 @@ def test_zoo_cost_respects_the_store(built, zoo_cost):
     bench, really = zoo_cost.opened(words)
     assert really and zoo_cost.ordered([bench], missing=True) == []
     everything = zoo_cost.ordered([bench], missing=False)
-    assert {spec.key for spec in everything} == {spec.key for spec in bench.plan()}
+    assert {spec.key for spec in everything} == {spec.key for spec in zoo_cost.plan(bench)}
     more, _ = zoo_cost.opened([*words[:-1], "attack=[source,prune]"])
     lacking = {spec.kind for spec in zoo_cost.ordered([more], missing=True)}
-    assert lacking == {"model", "response"}
+    assert lacking == {"model", "response", "agreement"}
 
 
 def test_zoo_cost_counts_what_methods_share_once(zoo_cost, tmp_path):
     bench, really = zoo_cost.opened([*TINY, f"store={tmp_path}", "attack=[source,finetune]"])
     two = [bench.using("akh"), bench.using("ipguard")]
     kinds = Counter(spec.kind for spec in zoo_cost.ordered(two, missing=False))
-    assert kinds == {"model": len(bench.models), "fingerprint": 2, "response": 2 * len(bench.models)}
+    asked = {"fingerprint": 2, "response": 2 * len(bench.models), "agreement": len(gates.plan(bench))}
+    assert kinds == {"model": len(bench.models), **asked} and asked["agreement"]
     parts = zoo_cost.report(two, really, False, 0.1)
     assert parts[0].startswith("`") and "attack=[source,finetune] --methods akh ipguard`" in parts[0]
     for fingerprint in ("akh fingerprint", "ipguard fingerprint"):

@@ -21,7 +21,6 @@ from fingerbench.gans import train
 from fingerbench.nets import Normalise
 from fingerbench.ops import matching_rate, predict
 from fingerbench.seeds import fix_order, seeded
-from fingerbench.store import Artefact
 from fingerbench.transforms import GaussianBlur, shear
 from fingerbench.workshop import peak_memory, pick_bfloat16, pick_device, revive
 from fingerbench.zoo.train import Workbench, _Epoch, answers, fit, supervise
@@ -139,7 +138,7 @@ def test_an_attack_makes_the_same_model(store, device, theft):
     spec = made(bench, bench.models[theft], CPU)
     tensors, facts = spec.make(shop(bench, device))
     assert facts["device"] == device.type and all(t.device.type == device.type for t in tensors.values())
-    copy = revive(spec.network(bench.data.shape), Artefact({k: t.cpu() for k, t in tensors.items()}, {}))
+    copy = revive(spec.network(bench.data.shape), {k: t.cpu() for k, t in tensors.items()})
     x = bench.data.test.pixels()
     answers, expected = predict(copy, x).argmax(1), predict(spec.load(shop(bench, CPU)), x).argmax(1)
     born = bench.attacks[theft.partition("/")[0]].students  # from random weights
@@ -251,7 +250,7 @@ def test_what_a_network_does_not_store_goes_where_its_weights_are(device):
     x = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     with torch.device("meta"):
         hollow = nn.Sequential(Normalise([0.5] * 3, [0.25] * 3), nn.Flatten(), nn.Linear(12, 2))
-    torch.testing.assert_close(revive(hollow, Artefact(tensors, {}))(x.to(device)).cpu(), model(x).detach())
+    torch.testing.assert_close(revive(hollow, tensors)(x.to(device)).cpu(), model(x).detach())
 
 
 @pytest.mark.parametrize("name", ["cpu", CUDA])

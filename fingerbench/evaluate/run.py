@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def plan(bench: Bench) -> list[Spec]:
+    """Return everything that a run needs of the store: see `Bench.plan` and `gates.plan`."""
+    return [*bench.plan(), *gates.plan(bench)]
+
+
 def run(bench: Bench, folder: Path) -> pd.DataFrame:
     """Evaluate the selected method on the selected suspects and write everything into `folder`.
 
@@ -43,7 +48,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         UserError: the zoo breaks a gate; see `gates.judge`.
     """
     began = time.perf_counter()
-    bench.build([*bench.plan(), *gates.plan(bench)])
+    bench.build(plan(bench))
     built = time.perf_counter()
     gates.judge(bench, folder)
     log.info("%s", summary_of(bench.store.facts(bench.fingerprint_spec)))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fingerbench.cost import Network, Pass, Sizes, Work, passes
 from fingerbench.errors import DivergedError, require
 from fingerbench.evaluate.specs import FingerprintSpec
-from fingerbench.nets import blank, network
+from fingerbench.nets import blank
 from fingerbench.ops import ascend_sign, eight_bit, predict
 from fingerbench.records import Images
 from fingerbench.seeds import seeded
@@ -77,14 +77,14 @@ class DetectorSpec(Spec):
 
     def network(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network without its weights: [0, 1] images of `shape` (c, h, w) to logits (n, 2)."""
-        return network(self.detector.architecture, 2, self.detector.width, shape=shape)
+        return self.outlines(shape)[0].build()
 
     def load(self, workshop: Workshop) -> nn.Module:
         """Return the stored detector, frozen, in eval mode."""
         artefact = workshop.load(self)
         with blank(self.detector.architecture):
             model = self.network(workshop.data.shape)
-        return revive(model, artefact)
+        return revive(model, artefact.tensors)
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train the detector; the facts hold the shares it flags of the test split and of its abnormal versions.

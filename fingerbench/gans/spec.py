@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fingerbench.checkpoint import Checkpoint
 from fingerbench.cost import Adversaries, Pass, Sizes, Work
@@ -14,7 +14,7 @@ from fingerbench.gans.train import Training
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
 from fingerbench.store import Spec
-from fingerbench.workshop import CAUTION, Workshop, persevere
+from fingerbench.workshop import CAUTION, Workshop, persevere, revive
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,6 @@ class GanSpec(Spec):
         with seeded(0):
             gan = self.design.build(self.classes, workshop.data.shape)
         for part in ("generator", "discriminator"):
-            network: nn.Module = getattr(gan, part)
             prefix = f"{part}."
-            state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            network.load_state_dict(state, strict=True)
-            network.to(workshop.device).eval().requires_grad_(False)
+            revive(getattr(gan, part), {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         return gan

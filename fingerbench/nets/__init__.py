@@ -100,8 +100,6 @@ def network(
     name: str,
     classes: int = 10,
     width: float = 1.0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     shape: tuple[int, int, int] = (3, 32, 32),
 ) -> nn.Module:
     """Return architecture `name`, freshly initialised: images (n, c, h, w) in [0, 1] -> outputs (n, classes).
@@ -109,21 +107,15 @@ def network(
     Args: name: one of NETWORKS, or `timm:NAME` or `torchvision:NAME`, with random weights too; how those are fitted to
     small images stands in `fingerbench.nets.library`; or `python:MODULE.FUNCTION`, what your function returns, see
     `fingerbench.nets.own`. classes: number of outputs, 1 for a regression of one value.
-    width multiplies the channels of every layer (1: the published network; only that of one not ours). mean, std: three
-    numbers each; both given: normalise inside. FingerBench's official zoo takes raw [0, 1], hence the default.
-    shape: (c, h, w) of an image; perceptrons take any.
+    width multiplies the channels of every layer (1: the published network; only that of one not ours).
+    shape: (c, h, w) of an image; perceptrons take any. As in FingerBench's zoo nothing is normalised.
     Images of 3 channels and at least 16x16 work, others with a function of yours that takes them; at 16x16 some maps
     shrink to 1x1, so batches in training need 2 images or more.
     """
     require_known(name)
     if not width > 0:
         raise UserError(f"width: expected a number above 0, such as 1 or 0.125; got {width}")
-    if (mean is None) != (std is None):
-        raise UserError(f"mean and std: give both or neither; got mean={mean}, std={std}")
-    model = _plain(name, shape, classes, width)
-    if mean is None or std is None:
-        return model
-    return nn.Sequential(Normalise(mean, std), model)
+    return _plain(name, shape, classes, width)
 
 
 def require_known(name: str) -> None:

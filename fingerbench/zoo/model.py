@@ -15,7 +15,7 @@ from fingerbench.checkpoint import Checkpoint
 from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, passes
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, require
-from fingerbench.nets import REVISIONS, blank, network
+from fingerbench.nets import REVISIONS, blank
 from fingerbench.ops import predict, without_trials
 from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
@@ -98,7 +98,7 @@ class ModelSpec(Spec):
 
     def network(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network without its weights: [0, 1] images of `shape` (c, h, w) to outputs."""
-        return network(self.architecture, self.classes, self.width, shape=shape)
+        return self.outline(shape).build()
 
     def load(self, workshop: Workshop) -> nn.Module:
         """Return the stored model, frozen, in eval mode.
@@ -112,7 +112,7 @@ class ModelSpec(Spec):
         wrong = misfit(model, artefact.tensors)
         expected = f"stored weights that fit {self.architecture}; name what changed otherwise, or take another store="
         require(not wrong, self.name, expected, wrong)
-        return revive(model, artefact).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return revive(model, artefact.tensors).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train the model; the facts hold its quality and its agreement with its parent on the test split.
