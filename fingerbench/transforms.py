@@ -113,20 +113,22 @@ class ResizePad:
     """Resize the images to a random square and put it anywhere in a larger one (Xie et al. 2018).
 
     The side of the first is drawn from `least` to `most` pixels, bilinear; that of the second is `out`, and what is
-    left of it has the value `fill`. Whatever the shape of x, the result is (n, c, out, out).
+    left of it has the value `fill`. Whatever the shape of x, the result is (n, c, out, out); or, `restored`, that of x.
     """
 
     least: int
     most: int
     out: int
     fill: float = 0.5
+    restored: bool = False
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return x resized and padded."""
         side = int(torch.randint(self.least, self.most + 1, (), generator=generator))
         left, top = (int(torch.randint(self.out - side + 1, (), generator=generator)) for _ in range(2))
         resized = F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
-        return F.pad(resized, (left, self.out - side - left, top, self.out - side - top), value=self.fill)
+        padded = F.pad(resized, (left, self.out - side - left, top, self.out - side - top), value=self.fill)
+        return F.interpolate(padded, x.shape[2:], mode="bilinear", align_corners=False) if self.restored else padded
 
 
 @dataclass(frozen=True)

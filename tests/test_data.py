@@ -153,6 +153,18 @@ def test_check_names_what_is_wrong(digits, part, change, message):
         check(replace(digits, **{part: change(getattr(digits, part))}))
 
 
+@pytest.mark.parametrize(("one", "other"), [("a", "test"), ("b", "finetune"), ("finetune", "test")])
+def test_splits_have_next_to_no_image_in_common(digits, one, other):
+    def lent(count):
+        given, taken = getattr(digits, one), getattr(digits, other)
+        mixed = Images(torch.cat([given.x[:count], taken.x[count:]]), taken.y)
+        return replace(digits, **{other: mixed})
+
+    check(lent(2))  # of 298 or more
+    with pytest.raises(UserError, match=f"{one} and {other}: expected different images; got 5 that are in both"):
+        check(lent(5))
+
+
 def test_augment_identity_passes_the_batch_and_draws_nothing():
     x, generator = torch.rand(2, 3, 4, 4), torch.Generator().manual_seed(0)
     before = generator.get_state()

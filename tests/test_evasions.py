@@ -63,7 +63,7 @@ def prepare(bench):
         ("mean", Mean(3)),
         ("median", Median(3)),
         ("gaussian_blur", GaussianBlur(0.8, size=3)),
-        ("resize_pad", ResizePad(12, 19, 20, 0.5)),
+        ("resize_pad", ResizePad(12, 19, 20, 0.5, restored=True)),
         ("flip", HorizontalFlip()),
     ],
 )

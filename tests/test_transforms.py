@@ -167,6 +167,13 @@ def test_resize_pad_puts_a_square_of_a_drawn_side_anywhere():
     assert {0, 16} <= {top for top, _ in corners} and {0, 16} <= {left for _, left in corners}
 
 
+def test_resize_pad_can_give_the_size_back():
+    x = torch.rand(2, 3, 16, 16)
+    large, back = (ResizePad(12, 19, 20, restored=flag)(x, torch.Generator().manual_seed(0)) for flag in (False, True))
+    assert large.shape[2:] == (20, 20) and back.shape == x.shape
+    assert torch.equal(back, F.interpolate(large, (16, 16), mode="bilinear", align_corners=False))
+
+
 def test_resize_pad_of_the_same_side_only_moves():
     y = ResizePad(3, 3, 4)(GRID, generator())[0, 0]
     assert any(torch.equal(y[i : i + 3, j : j + 3], GRID[0, 0]) for i in range(2) for j in range(2))

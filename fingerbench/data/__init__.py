@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fingerbench.records import Dataset, Images
 __all__ = ["SPLITS", "check", "digest"]
 
 SPLITS = ("a", "b", "finetune", "test", "transfer")
+SHARED = 0.01  # of a split's images, the most that may be in another as well; default: not published
 
 
 def digest(dataset: Dataset) -> str:
@@ -33,7 +35,8 @@ def check(dataset: Dataset) -> None:
     """Refuse a data set that does not keep the promises of `Dataset`.
 
     Raises:
-        UserError: a split that is empty, of another type, size or shape than it should be, or has wrong labels.
+        UserError: a split that is empty, of another type, size or shape than it should be, has wrong labels, or has
+            more than SHARED of its images in common with another; the transfer set may.
     """
     for split, images in _splits(dataset):
         _check_tensors(dataset, split, images)
@@ -43,6 +46,7 @@ def check(dataset: Dataset) -> None:
             raise _wrong(dataset, split, expected, str(tuple(images.x.shape[1:])))
         if split != "transfer":
             _check_truth(dataset, split, images.y)
+    _check_apart(dataset)
 
 
 def _check_tensors(dataset: Dataset, split: str, images: Images) -> None:
@@ -67,10 +71,23 @@ def _check_truth(dataset: Dataset, split: str, y: Tensor) -> None:
         raise _wrong(dataset, split, "finite values, not all the same", f"{len(values)} from {y.min()} to {y.max()}")
 
 
+def _check_apart(dataset: Dataset) -> None:
+    """Refuse splits with images in common: whoever is trained on one would know the answers to the other."""
+    rows = {
+        split: {hash(image.tobytes()) for image in images.x.cpu().numpy()}
+        for split, images in _splits(dataset)
+        if split != "transfer"
+    }
+    for one, other in combinations(rows, 2):
+        common = len(rows[one] & rows[other])
+        if common > SHARED * min(len(rows[one]), len(rows[other])):
+            raise _wrong(dataset, f"{one} and {other}", "different images", f"{common} that are in both")
+
+
 def _splits(dataset: Dataset) -> Iterator[tuple[str, Images]]:
     every = ((split, getattr(dataset, split)) for split in SPLITS)
     return ((split, images) for split, images in every if images is not None)
 
 
 def _wrong(dataset: Dataset, what: str, expected: str, got: str) -> UserError:
-    return UserError(f"data set {dataset.name!r}, {what}: expected {expected}; got {got}; mend its loader")
+    return UserError(f"data set {dataset.name!r}, {what}: expected {expected}; got {got}; mend its loader or its files")
