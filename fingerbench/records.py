@@ -146,6 +146,19 @@ class Setting:
         """Number of classes. A method with access to labels is never given a regression."""
         return self.task.outputs
 
+    def shortage(self, found: int, why: str) -> str:
+        """Return the note of a fingerprint of `found` queries: `why` there are no more, empty if that is the budget."""
+        return f"{found} of {self.budget} queries: {why}" if found < self.budget else ""
+
+    def labelled(self, queries: Tensor, yields: Mapping[str, int] | None = None, why: str = "") -> Fingerprint:
+        """Return the fingerprint of these queries, whose state "labels", int64 (n,), is what the source says to them.
+
+        yields: as in `Fingerprint`; why: there are no more queries, if there are fewer than asked for.
+        """
+        labels = ops.predict(self.source, queries.to(self.device)).argmax(1)
+        note = self.shortage(len(queries), why)
+        return Fingerprint(queries.cpu(), {"labels": labels.cpu()}, dict(yields or {}), note)
+
 
 @dataclass(frozen=True)
 class Fingerprint:

@@ -117,12 +117,9 @@ def _pairs(n: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tens
 
 
 def _record(setting: Setting, queries: Tensor, errors: int, mixed: int) -> Fingerprint:
-    """Return the fingerprint, whose labels are what the source says to `queries`."""
-    labels = ops.predict(setting.source, queries).argmax(1)
-    short = len(queries) < setting.budget
-    note = (
-        f"{len(queries)} of {setting.budget} queries: the source makes {errors} mistakes on {len(setting.heldout)} "
-        f"held-out images, and only {mixed} mixtures of them are surely wrong"
-    )
     yields = {"tried": len(setting.heldout), "errors": errors, "mixed": mixed}
-    return Fingerprint(queries.cpu(), {"labels": labels.cpu()}, yields, note if short else "")
+    why = (
+        f"the source makes {errors} mistakes on {len(setting.heldout)} held-out images, and only {mixed} mixtures of "
+        "them are surely wrong"
+    )
+    return setting.labelled(queries, yields, why)

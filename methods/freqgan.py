@@ -183,10 +183,7 @@ class FreqGAN:
         if not yields["screened"]:
             raise NoQueriesError(f"freqgan: {self._shortage(yields)}")
         queries = torch.cat(kept)[: setting.budget].contiguous()
-        labels = ops.predict(setting.source, queries).argmax(1)
-        short = len(queries) < setting.budget
-        note = f"{len(queries)} of {setting.budget} queries: {self._shortage(yields)}"
-        return Fingerprint(queries.cpu(), {"labels": labels.cpu()}, dict(yields), note if short else "")
+        return setting.labelled(queries, yields, self._shortage(yields))
 
     def _shortage(self, yields: Counter[str]) -> str:
         errors = f"the source errs on {yields['misclassified']} of {yields['tried']} perturbed training images"

@@ -90,15 +90,11 @@ class IPGuard:
         return points[boundary_loss(ops.predict(source, points), true, target, self.margin) == 0]
 
     def _record(self, setting: Setting, queries: Tensor, tried: int) -> Fingerprint:
-        """Return the fingerprint, whose labels are what the source says to `queries`."""
-        labels = ops.predict(setting.source, queries).argmax(1)
-        short = len(queries) < setting.budget
-        note = (
-            f"{len(queries)} of {setting.budget} queries: {tried} start images tried, the others did not reach a "
-            f"margin of {self.margin:g} logits in {self.steps} steps"
+        why = (
+            f"{tried} start images tried, the others did not reach a margin of {self.margin:g} logits in {self.steps} "
+            "steps"
         )
-        yields = {"tried": tried, "accepted": len(queries)}
-        return Fingerprint(queries.cpu(), {"labels": labels.cpu()}, yields, note if short else "")
+        return setting.labelled(queries, {"tried": tried, "accepted": len(queries)}, why)
 
 
 def start_points(setting: Setting, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:

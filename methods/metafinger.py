@@ -123,7 +123,8 @@ class MetaFinger:
                 "from the positives that validate, none of these another label from all negatives; raise method.epochs"
             )
         x, y = torch.cat(queries)[: setting.budget], torch.cat(labels)[: setting.budget]
-        note = self._note(yields, setting.budget)
+        why = f"only these of {yields['tried']} images passed the screening, within {self.max_restarts} restarts"
+        note = setting.shortage(len(x), why)
         return Fingerprint(x.cpu().contiguous(), {"labels": y.cpu()}, dict(yields), note)
 
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
@@ -236,14 +237,6 @@ class MetaFinger:
             UniformNoise(self.noise),
             ResizePad(self.resize_least, self.resize_most, self.resize_out),
             Translate(self.shift, p=1.0),
-        )
-
-    def _note(self, yields: Counter[str], budget: int) -> str:
-        if yields["screened"] >= budget:
-            return ""
-        return (
-            f"{yields['screened']} of {budget} queries: only these of {yields['tried']} images passed the screening, "
-            f"within {self.max_restarts} restarts"
         )
 
 

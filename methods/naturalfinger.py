@@ -117,7 +117,11 @@ class NaturalFinger:
         self._require_survivors(yields)
         queries, chosen = torch.cat(images)[: setting.budget], _join(kept)[: setting.budget]
         state = {"labels": chosen.labels.cpu(), "negative_labels": chosen.negative_labels.cpu()}
-        note = self._note(yields, setting.budget)
+        why = (
+            f"only these of {yields['optimised']} optimised latents passed the final screening, within "
+            f"{self.batches(setting.budget)} batches and {self.max_draws} draws"
+        )
+        note = setting.shortage(len(queries), why)
         return Fingerprint(queries.cpu().contiguous(), state, dict(yields), note)
 
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
@@ -266,14 +270,6 @@ class NaturalFinger:
         else:
             stage = f"the final screening: none of {yields['optimised']} passed it; raise method.epochs"
         raise NoQueriesError(f"naturalfinger: none of {yields['tried']} latents became a query; all died in {stage}")
-
-    def _note(self, yields: Counter[str], budget: int) -> str:
-        if yields["screened"] >= budget:
-            return ""
-        return (
-            f"{yields['screened']} of {budget} queries: only these of {yields['optimised']} optimised latents "
-            f"passed the final screening, within {self.batches(budget)} batches and {self.max_draws} draws"
-        )
 
 
 def margin(logits: Tensor, labels: Tensor, kappa: float) -> Tensor:

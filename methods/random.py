@@ -32,12 +32,9 @@ class RandomImages:
         Yields: tried and accepted, which are the same, as every image drawn is a query.
         """
         order = torch.randperm(len(setting.heldout), generator=setting.generator)
-        queries = setting.heldout.pixels(order[: setting.budget]).cpu()
-        labels = ops.predict(setting.source, queries.to(setting.device)).argmax(1)
-        short = len(queries) < setting.budget
-        note = f"{len(queries)} of {setting.budget} queries: there are no more held-out images"
+        queries = setting.heldout.pixels(order[: setting.budget])
         yields = {"tried": len(queries), "accepted": len(queries)}
-        return Fingerprint(queries, {"labels": labels.cpu()}, yields, note if short else "")
+        return setting.labelled(queries, yields, "there are no more held-out images")
 
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return the matching rate: the share of queries on which the suspect's label is the source's."""
