@@ -76,7 +76,7 @@ class Heart:
 
 
 @contextmanager
-def recorded(folder: Path, beat_s: float = BEAT_S) -> Iterator[None]:
+def recorded(folder: Path) -> Iterator[None]:
     """Keep status.json in `folder` while the Hydra job runs in the block; write traceback.txt if it fails.
 
     A UserError has no traceback, and what is no Exception, as Ctrl-C, is an interruption.
@@ -85,7 +85,7 @@ def recorded(folder: Path, beat_s: float = BEAT_S) -> Iterator[None]:
     with writing(folder, "hydra.run.dir"):
         (folder / TRACEBACK).unlink(missing_ok=True)
         write_json(folder / STATUS, record)
-    heart = Heart(folder / STATUS, beat_s)
+    heart = Heart(folder / STATUS)
     state, error, told = "interrupted", None, ""
     try:
         yield

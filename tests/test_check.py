@@ -169,7 +169,7 @@ def fails(self, setting, made):
     ("change", "said"),
     [
         (twice, "24 for a budget of 12"),
-        (small, "expected float32 (n, 3, 16, 16)"),
+        (small, "expected (n, 3, 16, 16)"),
         (few, "without a note"),
         (attached, "w: expected a tensor on the CPU without gradient"),
         (uncounted, "yields: expected counts"),

@@ -252,7 +252,7 @@ def figures():
     ends = {f"{metric}_{end}": 0.5 for metric in ("aruc", "auc") for end in ("low", "high")}
     queries = np.random.default_rng(0).uniform(0, 1, (12, 1, 8, 8))
     yield "aruc", aruc_figure(frame)
-    yield "one-sided", aruc_figure(frame[frame["pirated"]], title="title", caption="caption")
+    yield "one-sided", aruc_figure(frame[frame["pirated"]])
     yield "panels", aruc_panels({"a": [frame, scores(seed=1)], "b": [frame]}, "caption")
     yield "comparison", comparison_figure(table.assign(**ends), pd.concat([table, table.assign(aruc=0.4)]))
     yield "queries", query_grid(queries, labels=range(12), columns=5, caption="caption")

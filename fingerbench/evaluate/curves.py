@@ -22,16 +22,16 @@ UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
 AREA: Any = {"linewidth": 0, "alpha": 0.25}
 
 
-def aruc_figure(frame: DataFrame, title: str = "", caption: str = "") -> Figure:
+def aruc_figure(frame: DataFrame) -> Figure:
     """Draw robustness and uniqueness against the threshold; the area that both share, shaded, is the ARUC.
 
-    frame: the scores of one run. title and caption default to the method, and to what `caption_of` says.
+    frame: the scores of one run.
     """
     method = str(frame["method"].iloc[0])
-    with canvas(5.2, 3.9, caption or caption_of(frame)) as figure:
+    with canvas(5.2, 3.9, caption_of(frame)) as figure:
         axes = figure.add_subplot()
         _draw_curves(axes, [frame], colour(method))
-        axes.set_title(f"{title or method}: {_aruc_text([frame])}")
+        axes.set_title(f"{method}: {_aruc_text([frame])}")
         axes.set_xlabel("threshold t")
         axes.set_ylabel("share of models")
         _legend(figure, colour(method))

@@ -162,7 +162,7 @@ def _facts(bench: Bench) -> list[dict[str, Any]]:
 def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
     """Draw figures/aruc and, if there are queries, figures/queries."""
     caption = caption_of(frame)
-    plots.save(aruc_figure(frame, caption=caption), folder / "aruc")
+    plots.save(aruc_figure(frame), folder / "aruc")
     if not len(fingerprint):
         return
     labels = fingerprint.state["labels"].tolist() if "labels" in fingerprint.state else None

@@ -55,10 +55,8 @@ class EmbeddingDiscriminator(resnet.Discriminator):
     embedding: the size of that space.
     """
 
-    def __init__(
-        self, layers: Layers, ups: int, width: int, channels: int, classes: int, embedding: int, attention: bool = True
-    ) -> None:
-        super().__init__(layers, ups, width, channels, classes=0, attention=attention)
+    def __init__(self, layers: Layers, ups: int, width: int, channels: int, classes: int, embedding: int) -> None:
+        super().__init__(layers, ups, width, channels, classes=0, attention=True)
         self.embed = layers.linear(width, embedding)
         self.proxies = layers.embedding(classes, embedding)
 
