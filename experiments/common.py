@@ -101,7 +101,7 @@ def panel(means: DataFrame, x: str, series: str = "method", xlabel: str = "") ->
 
 def side_by_side(means: DataFrame, rows: Sequence[str]) -> DataFrame:
     """Return `over_seeds` as a table shows it: a row for each value of the columns `rows`, a column for each method."""
-    texts = [tables.estimate(*numbers) for numbers in means[["mean", "low", "high"]].to_numpy().tolist()]
+    texts = tables.estimates(means, "mean", "low", "high")
     wide = means.assign(text=texts).pivot(index=list(rows), columns="method", values="text").reset_index()
     ordered = means[list(rows)].drop_duplicates().merge(wide, on=list(rows))
     return ordered[[*rows, *means["method"].unique()]].fillna(tables.NOTHING)

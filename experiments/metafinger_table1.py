@@ -46,7 +46,7 @@ class Table1(Experiment):
         pairs = zip(rows["method"], rows["architecture"], strict=True)
         printed = [PAPER[m][names.index(a)] if m in PAPER else None for m, a in pairs]
         rows["paper"] = printed
-        ours = [tables.estimate(*numbers) for numbers in rows[["mean", "low", "high"]].to_numpy().tolist()]
+        ours = tables.estimates(rows, "mean", "low", "high")
         table = rows[["method", "architecture", "suspect"]].assign(ours=ours, paper=printed)
         others = "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, values in WATERMARKS.items())
         said = (

@@ -29,10 +29,9 @@ class Figure4(Experiment):
         runs = comparison([cell.run for cell in cells])
         best = summaries(runs)
         table = best[["method"]].copy()
-        table["ARUC"] = [tables.estimate(*row) for row in best[["aruc", "aruc_low", "aruc_high"]].to_numpy().tolist()]
+        table["ARUC"] = tables.estimates(best, "aruc", "aruc_low", "aruc_high")
         table["paper"] = [PAPER.get(method, tables.NOTHING) for method in best["method"]]
-        ends = best[["separating_low", "separating_high"]].to_numpy().tolist()
-        table["separating"] = [tables.spread(low, high, "(]") for low, high in ends]
+        table["separating"] = tables.separating(best)
         table["AUC"] = best["auc"]
         curves = (
             f"{caption(cells, queries=False)} {queries_of(cells)} Curves and areas are means over the seeds; a "

@@ -72,8 +72,7 @@ def _bars(table: DataFrame, method: str, said: str) -> Figure:
 def _shown(table: DataFrame) -> DataFrame:
     shown = table[["gan"]].assign(queries=[f"{n:g}" for n in table["queries"]])
     for name in ("aruc", "auc"):
-        ends = table[[name, f"{name}_low", f"{name}_high"]].to_numpy().tolist()
-        shown[name.upper()] = [tables.estimate(*row) for row in ends]
+        shown[name.upper()] = tables.estimates(table, name, f"{name}_low", f"{name}_high")
     return shown.assign(
         FID=[f"{fid:.3g}" for fid in table["fid"]],
         paper=[tables.NOTHING if math.isnan(aruc) else f"{aruc:g}" for aruc in table["paper"]],

@@ -93,6 +93,5 @@ class Table2(Experiment):
 
 def _shown(table: DataFrame, name: str) -> DataFrame:
     """Return `table` with mean, low and high as one column called `name`."""
-    numbers = table[["mean", "low", "high"]].to_numpy().tolist()
-    shown = table.assign(**{name: [tables.estimate(*row) for row in numbers]})
+    shown = table.assign(**{name: tables.estimates(table, "mean", "low", "high")})
     return shown[[c for c in (table.columns[0], "queries", name, "paper") if c in shown]]

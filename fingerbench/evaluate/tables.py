@@ -113,16 +113,12 @@ def results(summary: Mapping[str, Any], title: str) -> Group:
 def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
     """Return the totals, with intervals as text, the margins per family and the costs of `report.comparison`."""
 
-    def estimates(name: str) -> list[str]:
-        return [estimate(*values) for values in table[[name, f"{name}_low", f"{name}_high"]].to_numpy().tolist()]
-
     totals = table[["method", "seed"]].assign(queries=[f"{n:.4g}" for n in table["queries"]])
-    totals["ARUC"], totals["AUC"] = estimates("aruc"), estimates("auc")
+    totals["ARUC"], totals["AUC"] = (estimates(table, n, f"{n}_low", f"{n}_high") for n in ("aruc", "auc"))
     totals["TPR at 1 % FPR"], totals["TPR at 5 % FPR"] = table["tpr_at_1fpr"], table["tpr_at_5fpr"]
     changes = (table["aruc_8bit"] - table["aruc"]).tolist()
     totals["8-bit"] = [NOTHING if math.isnan(change) else f"{change:+z.3f}" for change in changes]
-    separating = table[["separating_low", "separating_high"]].to_numpy().tolist()
-    totals["separating"] = [spread(low, high, "(]") for low, high in separating]
+    totals["separating"] = separating(table)
     families = [name for name in table.columns if name.startswith("margin_")]
     margins = table[["method", "seed", *families]].rename(columns=lambda name: name.removeprefix("margin_"))
     costs = table[["method", "seed"]].copy()
@@ -154,6 +150,16 @@ def estimate(value: float | None, low: float | None, high: float | None) -> str:
     """Return a number with its interval as a table shows it, without the interval if that is missing."""
     interval = spread(low, high)
     return cell(value) if interval == NOTHING else f"{cell(value)} {interval}"
+
+
+def estimates(frame: DataFrame, *columns: str) -> list[str]:
+    """Return `estimate` of each row of `frame`: `columns` are those of the number and of the ends of its interval."""
+    return [estimate(*numbers) for numbers in frame[list(columns)].to_numpy().tolist()]
+
+
+def separating(frame: DataFrame) -> list[str]:
+    """Return of each row of `report.comparison` the thresholds that make no error, as a table shows them."""
+    return [spread(low, high, "(]") for low, high in frame[["separating_low", "separating_high"]].to_numpy().tolist()]
 
 
 def terminal(frame: DataFrame, title: str = "", caption: str = "") -> Table:
