@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from fingerbench import ops
 from fingerbench.api import Access
 from fingerbench.cost import MethodOutline, Pass, Work, passes
-from fingerbench.errors import NoQueriesError, UserError, require_least
+from fingerbench.errors import NoQueriesError, UserError, require, require_least
 from fingerbench.records import Fingerprint, Gan, Setting
 from fingerbench.replay import Graphed
 from fingerbench.transforms import GaussianNoise, HorizontalFlip, Identity, Shear, Transform, Translate
@@ -94,6 +94,7 @@ class NaturalFinger:
 
     def __post_init__(self) -> None:
         require_least(self, "method", latent_batch=1, model_batch=1, draws=1)
+        require(self.pool > 0, "method.pool", "a number above 0", self.pool)
 
     def fingerprint(self, setting: Setting) -> Fingerprint:
         """Return up to `setting.budget` queries, their y+ as state "labels" and y- as "negative_labels".

@@ -37,6 +37,7 @@ def trial(request):
         ("naturalfinger.latent_batch=0", "method.latent_batch: expected at least 1; got 0"),
         ("naturalfinger.model_batch=0", "method.model_batch: expected at least 1; got 0"),
         ("naturalfinger.draws=0", "method.draws: expected at least 1; got 0"),
+        ("naturalfinger.pool=0", "method.pool: expected a number above 0; got 0"),
         ("metafinger.images=0", "method.images: expected at least 1; got 0"),
         ("metafinger.k=few", "method.k: expected at least 1; got 'few'"),
         (
