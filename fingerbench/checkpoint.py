@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import platform
 import time
 import zipfile
 from collections.abc import Mapping
@@ -14,11 +16,12 @@ from typing import Any
 import torch
 
 from fingerbench.errors import UserError, one_line, require_schema, writing
+from fingerbench.files import write
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # those of before they had one are the same
-EVERY_S = 300.0  # between two writings: a kill costs this much at most, and what takes less is never written
+EVERY_S = 300.0  # between two writings; what takes less is never written
 
 
 class Checkpoint:
@@ -49,14 +52,17 @@ class Checkpoint:
         content = {name: part.state_dict() for name, part in parts.items()}
         seconds = self.seconds + time.monotonic() - self._began
         facts = {"schema": SCHEMA, "step": step, "seconds": seconds, "random": generator.get_state()}
-        draft = self.path.with_suffix(".part")
+        whole = io.BytesIO()  # in a file, PyTorch hides that the disk is full
+        torch.save({**content, **facts}, whole)
+        # Of this process alone: another may be at it, too, where a lease was lost.
+        draft = self.path.with_name(f"{self.path.stem}-{platform.node()}-{os.getpid()}.part")
         with writing(self.path.parent, "store"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                torch.save({**content, **facts}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path)
+            try:
+                write(draft, whole.getbuffer())
+                draft.replace(self.path)
+            finally:
+                draft.unlink(missing_ok=True)  # a full disk needs the room
         self._written = time.monotonic()
 
     def resume(self, parts: Mapping[str, Any], generator: torch.Generator) -> int:
@@ -80,6 +86,9 @@ class Checkpoint:
                 part.load_state_dict(state)
             generator.set_state(content["random"])
             step, self.seconds = int(content["step"]), float(content.get("seconds", 0.0))
+        except OSError as error:
+            why = f"cannot read the checkpoint {self.path}: {error.strerror}; run the same command again"
+            raise UserError(why) from error
         except Exception as error:  # whatever is wrong with it, the remedy is one
             # PyTorch's advice would be to load it with pickle.
             why = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else one_line(error)

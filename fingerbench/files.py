@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file, and wait until the disk has it."""
     with path.open("wb") as file:
         file.write(content)

@@ -29,7 +29,7 @@ from typing import Any
 from fingerbench import config, status
 from fingerbench.errors import DamagedError, UserError, one_line, require, require_schema, writing
 from fingerbench.status import STATUS
-from fingerbench.store import RECORD, Spec, Store, Stored
+from fingerbench.store import RECORD, Spec, Store, Stored, family
 from fingerbench.untrusted import parse_json
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,10 @@ def usage(store: Store) -> dict[str, Any]:
         {"kind": kind, "family": family, "count": counts[kind, family], "bytes": size}
         for (kind, family), size in sizes.most_common()
     ]
+    started = _unfinished(store)
+    if started:
+        total = sum(map(_bytes, started))
+        artefacts.append({"kind": "checkpoint", "family": "", "count": len(started), "bytes": total})
     spare = totals(temporary(store))
     return {
         "store": str(store.root),
@@ -159,6 +163,12 @@ def _checkpoint(store: Store, path: Path) -> str | None:
     return "checkpoint of a finished artefact" if finished and path.suffix == ".pt" else None
 
 
+def _unfinished(store: Store) -> list[Path]:
+    """Return the checkpoints of trainings that may go on."""
+    there = (path for path in _listed(store.root / "checkpoints") if KEY.fullmatch(path.stem) and path.suffix == ".pt")
+    return [path for path in there if _checkpoint(store, path) is None]
+
+
 def held_keys(store: Store) -> dict[str, Path]:
     """Return the keys whose locks somebody holds, each with the file of the lock, whichever kind of lock it is.
 
@@ -203,18 +213,20 @@ def collect(store: Store, kept: Sequence[str] = (), words: Sequence[str] = ()) -
 
 
 def unreferenced(store: Store, roots: set[str]) -> list[Item]:
-    """Return the artefacts that `roots`, keys of what is kept, do not need.
+    """Return the artefacts, and checkpoints of unfinished ones, that `roots`, keys of what is kept, do not need.
 
     Raises:
         UserError: a record that is kept cannot be read, and so not what it needs.
     """
     known = {entry.spec.key: entry for entry in entries(store)}
-    kept = _closure(known, roots)
-    return [
+    kept = _closure(known, roots) | roots
+    artefacts = [
         Item(f"{UNREFERENCED} {entry.spec.kind}", entry.path, entry.bytes, key)
         for key, entry in known.items()
         if key not in kept and entry.record is not None
     ]
+    checkpoints = (Item(f"{UNREFERENCED} checkpoint", path, _bytes(path), path.stem) for path in _unfinished(store))
+    return artefacts + [item for item in checkpoints if item.key not in kept]
 
 
 def _closure(known: Mapping[str, Entry], roots: set[str]) -> set[str]:
@@ -263,7 +275,7 @@ def needed(text: str, words: Sequence[str] = ()) -> set[str]:
     """
     if Path(text).is_dir() or "=" not in text:
         return _of_folder(Path(text), words)
-    return {spec.key for spec in plan([*words, *shlex.split(text)])}
+    return set(family(plan([*words, *shlex.split(text)])))
 
 
 def plan(words: Sequence[str]) -> list[Spec]:
@@ -287,7 +299,7 @@ def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:
     parts |= {path: [_begun(path)] for path in begun}
     for commands, path in {tuple(_joined(each, words)): path for path, each in parts.items()}.items():
         try:
-            keys |= {spec.key for spec in plan(commands)}
+            keys |= set(family(plan(commands)))
         except UserError as error:
             hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
             if str(error) in (job.error for job in status.read(path.parent)):

@@ -261,7 +261,7 @@ class Pool:
                     self._leave_out(spec, reply["error"])
             else:
                 self._made[spec.kind] += 1
-                if reply["status"] == "made":
+                if reply.get("seconds") is not None:
                     self._eta.learn(spec, reply["seconds"])  # without the start of the worker
                 log.debug("%s: %s", spec.label, reply["status"])
             self._change.notify_all()

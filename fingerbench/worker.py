@@ -1,9 +1,9 @@
 """One worker process: makes what it is told to, one artefact after another. See `fingerbench.pool`.
 
 Input: one line with the settings as JSON, then one spec a line, pickled and in base64. Output: one JSON object a spec,
-with its `status`: "made", with the seconds that took, "found" (another process was faster), "busy" (another process is
-at it), or "failed", with `broken` where the process may be in a state to fail at all that follows, as after an error of
-CUDA. One that lacks memory ends, with exit code OUT_OF_MEMORY.
+with its `status`: "made", with the seconds that took, None of what went on from a checkpoint, "found" (another process
+was faster), "busy" (another process is at it), or "failed", with `broken` where the process may be in a state to fail
+at all that follows, as after an error of CUDA. One that lacks memory ends, with exit code OUT_OF_MEMORY.
 """
 
 from __future__ import annotations
@@ -96,12 +96,11 @@ def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
         if store.has(spec):
             return {"status": "found"}
         _refuse_changed(workshop, spec)
-        began = time.monotonic()
+        began, resumed = time.monotonic(), store.checkpoint(spec).is_file()
         with peak_memory(workshop.device) as peak:
             tensors, facts = spec.make(workshop)
         store.save(spec, tensors, {**facts, "peak_mib": peak()})
-        # Of earlier processes, too, where this one went on from a checkpoint.
-        return {"status": "made", "seconds": facts.get("seconds", time.monotonic() - began)}
+        return {"status": "made", "seconds": None if resumed else time.monotonic() - began}
 
 
 def _refuse_changed(workshop: Workshop, spec: Spec) -> None:

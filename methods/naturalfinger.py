@@ -138,7 +138,7 @@ class NaturalFinger:
         total = passes("answer", outline.surrogates, len(self._bank()) * latents + self.max_draws)
         total += Work({Pass("attack", outline.gan, self.latent_batch): self.epochs * steps * latents})
         for pool in pools:
-            total += passes("attack", pool, self.epochs * latents * steps // self._steps(pool), self.latent_batch)
+            total += passes("attack", pool, self.epochs * latents * steps / self._steps(pool), self.latent_batch)
         return total
 
     def batches(self, budget: int) -> int:

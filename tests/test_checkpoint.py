@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fingerbench.errors import UserError
 from fingerbench.records import Images
 from fingerbench.task import Classification
 from fingerbench.zoo import train
-from fingerbench.zoo.train import Recipe, Workbench, supervise
+from fingerbench.zoo.train import Recipe, Workbench, fit, supervise
 
 SCHEDULES = {"steps": {"milestones": (0.4, 0.7)}, "cosine": {}, "onecycle": {}}
 
@@ -121,6 +122,40 @@ def test_a_model_of_the_store_goes_on_and_counts_what_it_took_before(tmp_path, m
     assert not file.exists()
 
 
+class Follows(nn.Module):
+    """A loss with a memory of its own: the distance to the mean of all outputs so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, outputs, _x, _index):
+        self.mean.lerp_(outputs.detach().mean(0), 0.5)
+        return (outputs - self.mean).square().mean()
+
+
+def test_what_a_loss_keeps_goes_on_if_it_is_named(tmp_path, monkeypatch):
+    def followed(file, named, death=None):
+        loss, bench, steps = Follows(), workbench(file), []
+
+        def mortal(*args):
+            if len(steps) == death:
+                raise KilledError
+            steps.append(1)
+            return loss(*args)
+
+        kept = {"loss": loss} if named else None
+        return fit(network(), images().x, mortal, recipe(), bench, kept=kept)
+
+    whole = followed(None, False)
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    for named in (True, False):
+        file = tmp_path / f"{named}.pt"
+        with pytest.raises(KilledError):
+            followed(file, named, death=4)
+        assert equal(followed(file, named), whole) == named
+
+
 @dataclasses.dataclass
 class Kept:
     """One weight with a checkpoint of its own."""
@@ -158,6 +193,31 @@ def test_seconds_add_up_over_processes(kept, monkeypatch):
         one.write(process, kept.parts, kept.random)
     clock[0] += checkpoint.EVERY_S
     assert one.due()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(kept, monkeypatch):
+    kept.write()
+    monkeypatch.setattr(checkpoint.torch, "save", lambda content, file: file.write(b"more than fits"))
+
+    def full(path, content):
+        path.write_bytes(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.raises(UserError, match=r"cannot write to .*No space left on device; nothing finished is lost"):
+        kept.write(2)
+    assert [path.name for path in kept.file.parent.iterdir()] == ["key.pt"] and kept.resume() == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_told_to_be_deleted(kept, monkeypatch):
+    kept.write()
+
+    def lost(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.zipfile, "ZipFile", lost)
+    with pytest.raises(UserError, match=r"cannot read .*Input/output error; run the same command again$"):
+        kept.resume()
 
 
 def test_a_broken_checkpoint_is_named(kept):

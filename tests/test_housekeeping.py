@@ -124,9 +124,20 @@ def test_what_the_dead_left_is_found_and_removed(store):
     assert all(item.bytes == (0 if item.path.suffix == ".lock" else 8) for item in items)
     assert tree(store.root) == before
     assert paths(housekeeping.remove(store, items)) == set(expected)
+    row = {"kind": "checkpoint", "family": "", "count": 1, "bytes": 8}
+    assert row in housekeeping.usage(store)["artefacts"]
     assert not any(path.exists() for path in expected) and kept.is_file() and (store.root / "notes.txt").is_file()
     assert housekeeping.collect(store) == []
     assert all(store.verify(spec) is None for spec in (OLD, YOUNG, OTHER, EVASION, ASKED, UNASKED))
+
+
+def test_a_training_that_nothing_kept_needs_may_go(store):
+    needed, other = put(store.checkpoint(Toy(8.0))), put(store.checkpoint(Toy(9.0)))
+    roots = {OLD.key, Toy(8.0).key}
+    items = [item for item in housekeeping.unreferenced(store, roots) if item.path in (needed, other)]
+    assert [(item.path, item.why) for item in items] == [(other, "unreferenced checkpoint")]
+    housekeeping.remove(store, items)
+    assert needed.is_file() and not other.exists()
 
 
 def test_what_a_live_process_holds_is_not_collected(store):

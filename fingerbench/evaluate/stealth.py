@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fingerbench.cost import Network, Pass, Sizes, Work, passes
 from fingerbench.errors import DivergedError, require
 from fingerbench.evaluate.specs import FingerprintSpec
-from fingerbench.nets import blank
+from fingerbench.nets import blank, revision
 from fingerbench.ops import ascend_sign, eight_bit, predict
 from fingerbench.records import Images
 from fingerbench.seeds import seeded
@@ -63,6 +63,10 @@ class DetectorSpec(Spec):
     detector: Detector
     source: ModelSpec
     seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """Return the description as plain data, with the revision of the network where it has one."""
+        return super().identity() | revision(self.detector.architecture)
 
     def work(self, sizes: Sizes) -> Work:
         """Return the training on three versions of the fine-tuning split, and the adversarial ones of both splits."""

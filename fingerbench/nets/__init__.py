@@ -34,6 +34,7 @@ __all__ = [
     "foreign",
     "network",
     "require_known",
+    "revision",
 ]
 
 _FAMILIES = {
@@ -60,7 +61,7 @@ DETECTORS = ("vgg9",)
 NETWORKS = (*ARCHITECTURES, *DETECTORS, *PERCEPTRONS)
 
 REVISIONS = {"squeezenet": 2}
-"""Raised by hand where a name comes to mean another network: it is part of the key of a model.
+"""Raised by hand where a name comes to mean another network: see `revision`.
 
 SqueezeNet: its first had no bypass around fire 5.
 """
@@ -126,6 +127,11 @@ def require_known(name: str) -> None:
         library.require_known(name)
     elif name not in NETWORKS:
         raise unknown("architecture", name, [*NETWORKS, *(f"{one}:NAME" for one in library.LIBRARIES), own.FORM])
+
+
+def revision(name: str) -> dict[str, int]:
+    """Return what an architecture adds to the identity of a spec: its revision, if it has one."""
+    return {"revision": REVISIONS[name]} if name in REVISIONS else {}
 
 
 def foreign(name: str) -> bool:

@@ -15,7 +15,7 @@ from fingerbench.checkpoint import Checkpoint
 from fingerbench.cost import ModelOutline, Network, Sizes, Work, attack_work, passes
 from fingerbench.data.augment import Augment
 from fingerbench.errors import DivergedError, require
-from fingerbench.nets import REVISIONS, blank
+from fingerbench.nets import blank, revision
 from fingerbench.ops import predict, without_trials
 from fingerbench.records import Half, Images
 from fingerbench.seeds import seeded
@@ -70,8 +70,7 @@ class ModelSpec(Spec):
 
     def identity(self) -> dict[str, Any]:
         """Return the description as plain data, with the revision of the network where it has one."""
-        revision = REVISIONS.get(self.architecture)
-        return super().identity() | ({"revision": revision} if revision else {})
+        return super().identity() | revision(self.architecture)
 
     @property
     def label(self) -> str:

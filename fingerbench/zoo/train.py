@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -109,7 +109,14 @@ def answers(victim: nn.Module, images: Tensor, bench: Workbench) -> Callable[[Te
 
 
 def fit(
-    model: nn.Module, images: Tensor, loss: Loss, recipe: Recipe, bench: Workbench, *, frozen: bool = False
+    model: nn.Module,
+    images: Tensor,
+    loss: Loss,
+    recipe: Recipe,
+    bench: Workbench,
+    *,
+    frozen: bool = False,
+    kept: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train the parameters of `model` that require gradients, and return it in eval mode.
 
@@ -117,6 +124,8 @@ def fit(
         images: as stored, (n, c, h, w), on the device.
         loss: called once a batch; on a GPU only for the first of each size, see `Replay`.
         frozen: keep the model in eval mode, so that BatchNorm statistics stay as they are and dropout is off.
+        kept: what else a step changes, by name, such as a moving average of the loss's, each with PyTorch's state_dict
+            and load_state_dict; what is not named starts afresh when a killed training goes on.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -140,7 +149,7 @@ def fit(
     step = Replay(descend, bench.device, generators=[bench.generator])
     checkpoint = Checkpoint() if bench.losses else bench.checkpoint
     epoch = _Epoch(len(images), recipe.batch, bench)
-    state = {"model": model, "optimizer": optimizer, "epoch": epoch, "draws": _Draws(bench.device)}
+    state = {**(kept or {}), "model": model, "optimizer": optimizer, "epoch": epoch, "draws": _Draws(bench.device)}
     began = checkpoint.resume(state, bench.generator)
     schedule = _schedule(optimizer, recipe, recipe.epochs * epoch.batches, began)
     places = _places(model)
