@@ -2,9 +2,10 @@
 
 What may go is of two sorts. *Temporary files* are what dead processes left: drafts, half-written checkpoints,
 checkpoints of what is finished, locks that nobody holds, artefacts without a record, and what was set aside as damaged.
-*Unreferenced artefacts* are those that nothing kept needs. Kept is, first, what the manifests of runs name and what the
-plans of unfinished runs and of given words hold; then everything that those were made from, as their records tell; then
-whatever was measured of kept things alone (answers, agreements, accuracies, distances), and the evasions that needed.
+*Unreferenced* are artefacts, and checkpoints of unfinished ones, that nothing kept needs. Kept is, first, what the
+manifests of runs name and what the plans of unfinished runs and of given words hold; then everything that those were
+made from, as their records tell; then whatever was measured of kept things alone (answers, agreements, accuracies,
+distances), and the evasions that needed.
 
 Whoever makes something holds its lock, and what is locked is never touched. What a maker reads is not locked, so no
 artefact goes while any lock of the store is held.

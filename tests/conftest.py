@@ -33,6 +33,10 @@ TINY = [
 ]
 
 
+class KilledError(Exception):
+    """Stands for the end of a process in the middle of a training."""
+
+
 # What raises on a GPU under deterministic=true: see torch.use_deterministic_algorithms.
 UNREPEATABLE = {
     *("adaptive_max_pool2d_backward", "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "cumsum", "histc"),

@@ -7,6 +7,7 @@ import errno
 
 import pytest
 import torch
+from conftest import KilledError
 from torch import nn
 
 import fingerbench as fb
@@ -20,10 +21,6 @@ from fingerbench.zoo import train
 from fingerbench.zoo.train import Recipe, Workbench, fit, supervise
 
 SCHEDULES = {"steps": {"milestones": (0.4, 0.7)}, "cosine": {}, "onecycle": {}}
-
-
-class KilledError(Exception):
-    pass
 
 
 def recipe(schedule="cosine"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import safetensors.torch
 import torch
+from conftest import KilledError
 from toygans import DESIGNS, answers, digits, every_gan, fresh, parameters, small
 
 import fingerbench as fb
@@ -62,10 +63,6 @@ def test_the_average_starts_late_and_follows_the_generator():
     assert torch.equal(generators[0.5, 9, 3], generators[0.0, 0, 3])  # not begun: the generator itself
     expected = (generators[0.0, 0, 2] + generators[0.0, 0, 3]) / 2
     torch.testing.assert_close(generators[0.5, 2, 3], expected)
-
-
-class KilledError(Exception):
-    pass
 
 
 @every_gan

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import METHODS
+from conftest import METHODS, KilledError
 from devices import CPU, GANS, RECIPE, blank, block, made, opened, others, shop, slow_but
 from standin import CUDA, NO_GPU
 from torch import nn
@@ -84,10 +84,6 @@ def test_training_meets_the_same_losses(store, device):
     assert len(workbench.losses) == 10 and expected[-1] < expected[0] - 0.5
     torch.testing.assert_close(workbench.losses[:1], expected[:1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(workbench.losses, expected, rtol=0.05, atol=0.02)  # rounding errors grow step by step
-
-
-class KilledError(Exception):
-    pass
 
 
 @pytest.mark.parametrize("name", ["cpu", CUDA])
