@@ -152,6 +152,36 @@ def test_table_1_is_in_per_cent(draw):
     assert row["high"] == pytest.approx(100 * max(mirror))
 
 
+def test_networks_of_the_sources_half_are_beside_all_others(draw):
+    drawn, every = draw("same_half", *TWO, families=["source", "distill", "scratch", "same-half"])
+    runs = [cell.scores.set_index("suspect")["score"] for cell in every if cell.label == "random"]
+    stolen, innocent = ["source", "distill/resnet18", "distill/vgg19_bn"], ["same-half/resnet18", "same-half/vgg19_bn"]
+    others = ["mirror/source", "mirror/distill/resnet18", "mirror/distill/vgg19_bn", "scratch/vgg19_bn"]
+    assert all({*stolen, *innocent, *others} == {*run.index} for run in runs)
+    expected = {
+        "scratch B": [run[["mirror/source", "scratch/vgg19_bn"]].mean() for run in runs],
+        "scratch A": [run[innocent].mean() for run in runs],
+        "max B": [run[others].max() for run in runs],
+        "max A": [run[innocent].max() for run in runs],
+        "min stolen": [run[stolen].min() for run in runs],
+        "AUC B": [metrics.auc(run[stolen], run[others]) for run in runs],
+        "AUC A": [metrics.auc(run[stolen], run[innocent]) for run in runs],
+    }
+    found = drawn.exhibits[0].data.set_index(["method", "measure"]).loc["random"]
+    assert list(found.index) == list(expected)
+    for name, values in expected.items():
+        assert found.loc[name, "mean"] == pytest.approx(np.mean(values))
+        assert found.loc[name, ["low", "high"]].tolist() == pytest.approx([min(values), max(values)])
+    left, _ = drawn.exhibits[1].figure.axes
+    assert [len(points.get_offsets()) for points in left.collections] == [2 * 3, 2 * 4, 2 * 2]
+    assert left.collections[2].get_offsets()[:, 0].tolist() == [value for run in runs for value in run[innocent]]
+
+
+def test_without_networks_of_the_sources_half_there_is_nothing_to_compare(draw):
+    with pytest.raises(UserError, match="attack: expected thefts, independent networks and same-half; got"):
+        draw("same_half", *TWO, families=["source", "scratch"])
+
+
 def test_figure_5_asks_the_source_alone(draw):
     words = ("experiment.grid.evasion=[gaussian_noise,median]", "experiment.grid.method=[akh]", "experiment.seeds=[0]")
     drawn, every = draw("metafinger_figure5", *words, families=["source"])

@@ -72,6 +72,11 @@ ENTRIES = {
         [*WHOLE, "experiment.grid.method=[ipguard]", "experiment.grid.evasion=[none,bits_truncate]"],
     ),
     "methods": ("all methods", [], ["attack=source"]),
+    "same_half": (
+        "Beyond the papers",
+        [],
+        ["attack=[source,same-half]", "experiment.grid.method=[ipguard]"],
+    ),
     "metav_regression": (
         "Beyond the papers",
         [],

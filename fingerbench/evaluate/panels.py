@@ -1,4 +1,4 @@
-"""Figures of panels, each with values of several methods: as lines, bars or a radar chart."""
+"""Figures of panels, each with values of several methods: as lines, bars, dots or a radar chart."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MARKERS = "os^Dv<>P"
 MARK: Any = {"linestyle": "", "marker": "D", "markersize": 5, "color": INK, "markerfacecolor": "white"}
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, spread evenly however many there are
 Limits = tuple[float, float] | None
 
 
@@ -76,6 +77,31 @@ def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, l
             _draw_groups(axes, panel)
             axes.set(title=title, xlabel=panel.xlabel, ylabel=ylabel, **_ylim(limits))
         _series_legend(figure, panels)
+    return figure
+
+
+def dot_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, caption: str = "") -> Figure:
+    """Draw one panel for each title, a method as a rule: a row for each name, a dot for each of its values in [0, 1].
+
+    All panels have the same names, in the same order. Dots of a row lie at heights that say nothing, so that none
+    hides another.
+    """
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    names = next(iter(panels.values()))
+    with canvas(max(5.2, 2.9 * columns), (0.45 * len(names) + 0.7) * rows + 0.3, caption) as figure:
+        grid = axes_grid(figure, len(panels), columns, sharex=True, sharey=True)
+        for axes, (title, groups) in zip(grid, panels.items(), strict=True):
+            for place, values in enumerate(groups.values()):
+                heights = place + 0.5 * (np.arange(len(values)) * GOLDEN % 1 - 0.5)
+                axes.scatter(values, heights, s=14, color=colour(title), alpha=0.6, linewidth=0, clip_on=False)
+            axes.set(title=title, xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+            axes.set_yticks(range(len(names)), list(names))
+            axes.tick_params(axis="y", length=0)
+            axes.grid(visible=False, axis="y")
+        for axes in grid[-columns:]:  # the lowest of each column
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)
     return figure
 
 
