@@ -93,6 +93,27 @@ def test_a_verdict_counts_those_that_score_as_high():
     assert Verdict("ipguard", 100, 0.9, (), (), (), None).p == 1
 
 
+def test_networks_of_the_sources_half_are_a_kind_of_their_own():
+    lone = Verdict("ipguard", 100, 0.9, (0.1, 0.2), (), origins=(0.1, 0.2, 0.3, 0.4), constant=None)
+    assert lone.p == 0.2 and "\nnone of them saw the source's images; one that did " in str(lone)
+    cleared = replace(lone, same_half=(0.95, 0.3, 0.2))
+    assert cleared.p == 0.5 and "\n1 of the 3 that saw the source's half of the images do\n" in str(cleared)
+    few = replace(lone, same_half=(0.3, 0.2))
+    assert few.p == pytest.approx(1 / 3) and str(few).endswith("; 2 cannot say less")
+    many = replace(lone, same_half=(0.3,) * 9)
+    assert many.p == 0.2 and str(many).endswith("; 4 cannot say less")
+    assert replace(cleared, controls=(0.1,) * 9).p == 0.1
+
+
+def test_the_kinds_of_independent_networks_come_from_the_run():
+    case, answers = outputs_case(), [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
+    frame = case.scores
+    rows = frame.iloc[[1]].assign(suspect="same-half/vgg", score_8bit=0.3, mirror_of=None)
+    verdict = replace(case, scores=pd.concat([frame, rows], ignore_index=True)).verdict(answers)
+    assert (verdict.origins, verdict.same_half, verdict.independent) == ((0.2,), (0.3,), (0.2, 0.3))
+    assert case.verdict(answers).same_half == ()
+
+
 def test_controls_take_the_place_of_the_zoo_in_p():
     verdict = Verdict("ipguard", 100, 0.6, (0.1,), (0.5,), (0.1,), None, controls=(0.7, 0.2, 0.3, 0.1))
     assert verdict.p == 0.4 and "\n1 of 4 controls score as high; the highest 0.7\np = 0.4: " in str(verdict)

@@ -43,10 +43,11 @@ class Verdict:
     score: float
     independent: tuple[float, ...]  # scores of the independent suspects
     stolen: tuple[float, ...]  # of the stolen ones
-    origins: tuple[float, ...]  # for each network that the independent ones descend from, their highest score
+    origins: tuple[float, ...]  # for each network that those of other data descend from, their highest score
     constant: float | None  # the highest score of who gives the same class to all queries; None in a regression
     zoo: str = ""  # which gates those suspects break, if any
     controls: tuple[float, ...] = ()  # scores of models outside the zoo that are known to be independent
+    same_half: tuple[float, ...] = ()  # of independent suspects that were trained on the source's half of the images
 
     @property
     def as_high(self) -> int:
@@ -64,13 +65,19 @@ class Verdict:
 
         (1 + controls as high) / (1 + controls), a permutation p-value, which is never 0 (Phipson and Smyth 2010).
         Without controls the origins are taken: what descends from one network has one voice, as its answers are alike,
-        and the suspect is of an origin of its own. The two are not pooled: it may be like one and not like the other.
+        and the suspect is of an origin of its own. Where the run has networks of the source's half, the p of these if
+        it is higher. Nothing is pooled: the suspect may be like one kind and not like another.
         """
-        return (1 + self._as_high(self._peers)) / (1 + len(self._peers))
+        return self._p(self._peers)
+
+    def _p(self, peers: Sequence[float]) -> float:
+        return (1 + self._as_high(peers)) / (1 + len(peers))
 
     @property
     def _peers(self) -> tuple[float, ...]:
-        return self.controls or self.origins
+        """The kind that speaks most for the suspect."""
+        kinds = [self.controls] if self.controls else [self.origins, *([self.same_half] if self.same_half else [])]
+        return max(kinds, key=self._p)
 
     def _as_high(self, scores: Sequence[float]) -> int:
         return sum(score >= self.score for score in scores)
@@ -83,11 +90,16 @@ class Verdict:
         controls = (
             f"{self._as_high(self.controls)} of {len(self.controls)} controls score as high{_highest(self.controls)}"
         )
+        seen = "none of them saw the source's images; one that did may score like a thief: attack=[all,same-half] asks some"
+        if self.same_half:
+            counted = f"{self._as_high(self.same_half)} of the {len(self.same_half)}"
+            seen = f"{counted} that saw the source's half of the images do"
         least = "" if self._as_high(self._peers) else f"; {len(self._peers)} cannot say less"
         lines = [
             f"{self.method}: score {self.score:.5g} on {self.queries} queries{same}",
             f"{self.as_high} of {len(self.independent)} independent suspects score as high{_highest(self.independent)}",
             descent,
+            seen,
             f"{self.lower} of {len(self.stolen)} stolen ones score lower",
             *([controls] if self.controls else []),
             f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like "
@@ -128,12 +140,15 @@ class Case:
         """
         score, *known = (self._score(self._responses(_tensor(one))) for one in (answers, *controls))
         sides = metrics.sides(self.scores, "score_8bit")
-        highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().to_numpy(float)
+        highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().astype(float)
+        same = highest.index.str.startswith("same-half/")
         label = str(self.scores["method"].iloc[0])
         constant = max(map(self._score, self._constants()), default=None)
-        stolen, independent, origins = (tuple(scores.tolist()) for scores in (*sides, highest))
+        stolen, independent, others, same_half = (
+            tuple(scores.tolist()) for scores in (*sides, highest[~same], highest[same])
+        )
         queries = len(self.fingerprint)
-        return Verdict(label, queries, score, independent, stolen, origins, constant, self.zoo, tuple(known))
+        return Verdict(label, queries, score, independent, stolen, others, constant, self.zoo, tuple(known), same_half)
 
     def _score(self, responses: Tensor) -> float:
         try:
