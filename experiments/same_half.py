@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from experiments.common import by_label, over_seeds, queries_of, scores_of, spread
 from fingerbench.errors import require
 from fingerbench.evaluate import metrics, tables
@@ -25,7 +27,8 @@ SAID = (
 )
 COLUMNS = (
     "A and B: independent networks of that half; scratch: mean of those from random weights, over the architectures "
-    "that both halves have; max, min: the highest and lowest score; AUC: of the stolen ones against those of that half."
+    "that both halves have; max, min: the highest and lowest score; AUC: of the stolen ones against those of that "
+    "half; a seed without a query has no value."
 )
 
 
@@ -39,14 +42,15 @@ class SameHalf(Experiment):
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the table and the dots."""
         there = set(_grouped(cells)["group"])
-        require(there == {*GROUPS}, "attack", f"thefts, independent networks and {FAMILY}", ", ".join(sorted(there)))
+        require(there == {*GROUPS}, "attack", f"thefts, independent networks and {FAMILY}", "; ".join(sorted(there)))
         rows = _rows(cells)
         asked = f"{queries_of(cells)} {caption(cells, queries=False)}"
+        dots = f"A dot is a suspect of one seed; its height says nothing. {SAID} {asked}"
         text = f"{SAID} {COLUMNS} Values are {spread(cells)}. {asked}"
         panels = {label: _by_group(_grouped(group)) for label, group in by_label(cells).items()}
         return [
             Exhibit("same_half", text, table=_table(rows), data=rows),
-            Exhibit("same_half_scores", f"{SAID} {asked}", figure=dot_panels(panels, "score", f"{SAID} {asked}")),
+            Exhibit("same_half_scores", dots, figure=dot_panels(panels, "score", dots)),
         ]
 
 
@@ -75,18 +79,20 @@ def _rows(cells: Sequence[Cell]) -> DataFrame:
 
 
 def _measures(scores: DataFrame) -> dict[str, float]:
-    """Return what the scores of one run say, by the heading of its column."""
+    """Return what the scores of one run say, by the heading of its column; nothing of a run without a query."""
     stolen, other, same = _by_group(scores).values()
+    # `scratch` leaves the source's architecture to the mirror.
     alone = scores[(scores["family"] == "scratch") | (scores["suspect"] == "mirror/source")]
     pairs = alone.merge(scores[scores["group"] == SAME], on="arch")
+    made = bool(scores["score"].notna().all())
     return {
         "scratch B": pairs["score_x"].mean(),
         "scratch A": pairs["score_y"].mean(),
         "max B": max(other),
         "max A": max(same),
         "min stolen": min(stolen),
-        "AUC B": metrics.auc(stolen, other),
-        "AUC A": metrics.auc(stolen, same),
+        "AUC B": metrics.auc(stolen, other) if made else np.nan,
+        "AUC A": metrics.auc(stolen, same) if made else np.nan,
     }
 
 

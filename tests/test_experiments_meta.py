@@ -12,7 +12,7 @@ from fingerbench import bench as benches
 from fingerbench import config
 from fingerbench.data.digits import Digits
 from fingerbench.errors import UserError
-from fingerbench.evaluate import metrics, plots
+from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.experiment import cells, page, recipe, write
 from fingerbench.evaluate.panels import Panel, radar_panels
 from fingerbench.evaluate.run import scores
@@ -175,6 +175,19 @@ def test_networks_of_the_sources_half_are_beside_all_others(draw):
     left, _ = drawn.exhibits[1].figure.axes
     assert [len(points.get_offsets()) for points in left.collections] == [2 * 3, 2 * 4, 2 * 2]
     assert left.collections[2].get_offsets()[:, 0].tolist() == [value for run in runs for value in run[innocent]]
+
+
+def test_a_method_without_queries_says_nothing_of_the_sources_half(draw):
+    _, every = draw("same_half", *TWO, families=["source", "scratch", "same-half"])
+    for cell in every:
+        if cell.label == "akh":
+            cell.__dict__["scores"] = cell.scores.assign(queries=0, score=0.0)
+    table, dots = recipe(config.compose(["experiment=same_half"])).exhibits(every)
+    found = table.data.set_index(["method", "measure"])["mean"]
+    assert found.loc["akh"].isna().all() and found.loc["random"].notna().all()
+    assert set(table.table.set_index("method").loc["akh"]) == {tables.NOTHING}
+    _, right = dots.figure.axes
+    assert not any(np.ma.count(row.get_offsets()[:, 0]) for row in right.collections)
 
 
 def test_without_networks_of_the_sources_half_there_is_nothing_to_compare(draw):

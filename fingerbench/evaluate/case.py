@@ -90,7 +90,10 @@ class Verdict:
         controls = (
             f"{self._as_high(self.controls)} of {len(self.controls)} controls score as high{_highest(self.controls)}"
         )
-        seen = "none of them saw the source's images; one that did may score like a thief: attack=[all,same-half] asks some"
+        seen = (
+            "none of them saw the source's images; one that did may score like a thief: "
+            "attack=[all,same-half] asks some"
+        )
         if self.same_half:
             counted = f"{self._as_high(self.same_half)} of the {len(self.same_half)}"
             seen = f"{counted} that saw the source's half of the images do"
