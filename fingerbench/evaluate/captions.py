@@ -29,16 +29,16 @@ def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True)
     """
     bench = drawn[0].bench
     pirated = [suspect.pirated for suspect in bench.suspects]
-    seeds = sorted({cell.bench.settings.seed for cell in drawn})
     asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
     count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
     evasions = {str(cell.bench.settings.evasion.name) for cell in drawn} - {"none"}
-    under = f", evasion {evasions.pop()}" if len(evasions) == 1 else ""
-    text = (
-        f"{bench.settings.data.name}/{bench.settings.zoo.source}, profile {bench.settings.profile}, "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{under}; "
-        f"{tables.suspects(sum(pirated), len(pirated) - sum(pirated))}{count}."
+    setting = tables.setting(
+        f"{bench.settings.data.name}/{bench.settings.zoo.source}",
+        bench.settings.profile,
+        {cell.bench.settings.seed for cell in drawn},
+        evasions.pop() if len(evasions) == 1 else "none",
     )
+    text = f"{setting}; {tables.suspects(sum(pirated), len(pirated) - sum(pirated))}{count}."
     return f"{text} {incomparable(bench)}".strip() if paper else text
 
 

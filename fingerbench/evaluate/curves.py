@@ -88,8 +88,7 @@ def caption_of(frame: DataFrame) -> str:
     pirated = frame["pirated"].astype(bool)
     first = frame.iloc[0]
     models = tables.suspects(int(pirated.sum()), int((~pirated).sum()))
-    setting = f"{first['source']}, profile {first['profile']}, seed {first['seed']}"
-    setting += "" if first["evasion"] == "none" else f", evasion {first['evasion']}"
+    setting = tables.setting(first["source"], first["profile"], [first["seed"]], first["evasion"])
     return f"{setting}; {models}; {first['queries']} queries"
 
 

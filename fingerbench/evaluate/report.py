@@ -342,10 +342,8 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
 def _caption(runs: Sequence[Run]) -> str:
     first = runs[0].scores.iloc[0]
     positive, negative = metrics.sides(runs[0].scores)
-    seeds = sorted({run.row["seed"] for run in runs})
-    which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    models = tables.suspects(len(positive), len(negative))
-    return f"{first['source']}, profile {first['profile']}, {which}; {models}"
+    setting = tables.setting(first["source"], first["profile"], {run.row["seed"] for run in runs})
+    return f"{setting}; {tables.suspects(len(positive), len(negative))}"
 
 
 def read_json(path: Path) -> Any:

@@ -6,7 +6,7 @@ In what is shown the first column names the row and stands to the left, all othe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,6 +93,12 @@ def totals_table(summary: Mapping[str, Any]) -> DataFrame:
 def suspects(positives: int, negatives: int) -> str:
     """Return how many suspects of either kind there are, such as "1 positive, 91 negatives"."""
     return f"{positives} positive{'s' * (positives != 1)}, {negatives} negative{'s' * (negatives != 1)}"
+
+
+def setting(source: str, profile: str, seeds: Collection[int], evasion: str = "none") -> str:
+    """Return what captions begin with: data set and source, profile, seeds, and the evasion if there is one."""
+    text = f"{source}, profile {profile}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+    return text if evasion == "none" else f"{text}, evasion {evasion}"
 
 
 def results(summary: Mapping[str, Any], title: str) -> Group:
