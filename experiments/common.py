@@ -1,4 +1,4 @@
-"""What several recipes share: cells by method, and quantities of single models over the seeds of a method."""
+"""What several experiments share: cells by method, and quantities of single models over the seeds of a method."""
 
 from __future__ import annotations
 

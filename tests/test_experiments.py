@@ -57,20 +57,20 @@ def at(cell, seed):
 
 
 def cells(name, *words, seeds=(0, 1)):
-    """Return the recipe of an experiment and its cells, each with made-up scores instead of those of a store."""
+    """Return an experiment and its cells, each with made-up scores instead of those of a store."""
     chosen = [f"experiment={name}", *SMALL, "experiment.seeds=[0]", *words]
-    recipe = experiment.recipe(config.compose(chosen))
-    every = [at(cell, seed) for cell in experiment.cells(recipe, chosen) for seed in seeds]
+    drawing = experiment.composed(config.compose(chosen))
+    every = [at(cell, seed) for cell in experiment.cells(drawing, chosen) for seed in seeds]
     for number, cell in enumerate(every):
         frame = scores(cell, number)
         made = {"scores": frame, "run": Run.of(frame, metrics.summary(frame) | {"cost": COST})}
         vars(cell).update(made)  # where a cached property keeps what it has computed
-    return recipe, every
+    return drawing, every
 
 
 def test_cells_that_differ_by_their_seed_are_as_if_composed():
     words = ["experiment=naturalfinger_table3", "experiment.seeds=[0,7]"]
-    every = experiment.cells(experiment.recipe(config.compose(words)), words)
+    every = experiment.cells(experiment.composed(config.compose(words)), words)
     assert [cell.bench.settings.seed for cell in every[:2]] == [0, 7]
     for cell in every[:4]:
         assert cell.bench.settings == config.compose(cell.bench.overrides)
@@ -103,10 +103,10 @@ def test_a_caption_says_what_differs_from_the_papers_profile(words, said):
 
 
 def test_no_method_waits_for_suspects(monkeypatch):
-    recipe, every = cells("methods", "experiment.grid.method=[ipguard,metafinger]", seeds=[0])
+    drawing, every = cells("methods", "experiment.grid.method=[ipguard,metafinger]", seeds=[0])
     built = []
     monkeypatch.setattr(Bench, "build", lambda bench, specs: built.extend(specs))
-    experiment.fill(recipe, every)
+    experiment.fill(drawing, every)
     kinds = [spec.kind for spec in built]
     last, prints = len(kinds) - 1 - kinds[::-1].index("fingerprint"), [s for s in built if s.kind == "fingerprint"]
     needed = {spec.key for one in prints for spec in one.needs()}
@@ -117,8 +117,8 @@ def test_no_method_waits_for_suspects(monkeypatch):
 
 def drawn(name, *words, seeds=(0, 1)):
     """Return the cells and the exhibits, by name."""
-    recipe, every = cells(name, *words, seeds=seeds)
-    return every, {exhibit.name: exhibit for exhibit in recipe.exhibits(every)}
+    drawing, every = cells(name, *words, seeds=seeds)
+    return every, {exhibit.name: exhibit for exhibit in drawing.exhibits(every)}
 
 
 def of(cell, suspect):
@@ -140,8 +140,8 @@ def test_every_experiment_composes_and_builds_its_recipe(name):
     settings = config.compose([f"experiment={name}"])
     assert settings.label
     if "experiment" in settings:
-        recipe = experiment.recipe(settings)
-        assert recipe.paper and recipe.title and recipe.seeds
+        drawing = experiment.composed(settings)
+        assert drawing.paper and drawing.title and drawing.seeds
 
 
 def test_the_comparison_is_of_every_method():

@@ -1,4 +1,4 @@
-"""The recipes of MetaFinger, of FreqGAN's paper and of the evasions, on a zoo that nobody has trained."""
+"""The experiments of MetaFinger's and FreqGAN's papers and of the evasions, on a zoo that nobody has trained."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from fingerbench import config
 from fingerbench.data.digits import Digits
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
-from fingerbench.evaluate.experiment import cells, page, recipe, write
+from fingerbench.evaluate.experiment import cells, composed, page, write
 from fingerbench.evaluate.panels import Panel, radar_panels
 from fingerbench.evaluate.run import scores
 from fingerbench.zoo.model import ModelSpec
@@ -52,7 +52,7 @@ def draw(tmp_path_factory):
     def fill_and_draw(name, *words, families=ALL):
         thin = [f"attack.{family}.variants={VARIANTS[family]}" for family in families if family in VARIANTS]
         given = [f"experiment={name}", f"store={store}", f"attack=[{','.join(families)}]", *TINY, *thin, *words]
-        experiment = recipe(config.compose(given))
+        experiment = composed(config.compose(given))
         every = cells(experiment, given)
         for cell in every:
             for spec in cell.bench.plan():
@@ -182,7 +182,7 @@ def test_a_method_without_queries_says_nothing_of_the_sources_half(draw):
     for cell in every:
         if cell.label == "akh":
             cell.__dict__["scores"] = cell.scores.assign(queries=0, score=0.0)
-    table, dots = recipe(config.compose(["experiment=same_half"])).exhibits(every)
+    table, dots = composed(config.compose(["experiment=same_half"])).exhibits(every)
     found = table.data.set_index(["method", "measure"])["mean"]
     assert found.loc["akh"].isna().all() and found.loc["random"].notna().all()
     assert set(table.table.set_index("method").loc["akh"]) == {tables.NOTHING}

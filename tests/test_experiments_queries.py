@@ -15,7 +15,7 @@ from fingerbench import config
 from fingerbench.data.digits import Digits
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics
-from fingerbench.evaluate.experiment import cells, read, recipe
+from fingerbench.evaluate.experiment import cells, composed, read
 
 PAIRS = [(3, 5), (3, 5), (3, 7), (1, 2), (8, 0)]
 FLAGGED = {"akh": (0.0, 0.5), "random": (0.25, 0.75)}  # by each of two detectors
@@ -61,7 +61,7 @@ def made_up(spec, number):
 def filled(store, name, *more):
     """The words of an experiment, with everything in the store that it draws from."""
     chosen = words(store, name, *more)
-    experiment = recipe(config.compose(chosen))
+    experiment = composed(config.compose(chosen))
     counts = {}
     for cell in cells(experiment, chosen):
         for spec in experiment.needs(cell.bench):
@@ -100,7 +100,7 @@ def test_sample_queries_show_each_pair_once_and_many_positive_labels_first(tmp_p
 
 def test_a_method_without_second_labels_has_no_pairs(tmp_path):
     chosen = words(tmp_path, "naturalfinger_figure2", "method=random")
-    (cell,) = cells(recipe(config.compose(chosen)), chosen)
+    (cell,) = cells(composed(config.compose(chosen)), chosen)
     cell.bench.store.save(cell.bench.fingerprint_spec, {"queries": torch.rand(2, 3, 8, 8)}, {"queries": 2})
     with pytest.raises(UserError, match="got '2 queries of random'"):
         read("naturalfinger_figure2", chosen)
@@ -109,7 +109,7 @@ def test_a_method_without_second_labels_has_no_pairs(tmp_path):
 def test_a_method_that_made_no_query_has_an_empty_block_and_no_rate(tmp_path):
     grid = ["experiment.grid.method=[akh,random]", "experiment.seeds=[0]", "experiment.runs=2"]
     chosen = words(tmp_path, "naturalfinger_table2", *grid)
-    experiment = recipe(config.compose(chosen))
+    experiment = composed(config.compose(chosen))
     akh = cells(experiment, chosen)[0].bench
     akh.store.save(akh.fingerprint_spec, {"queries": torch.empty(0, 3, 16, 16)}, {"queries": 0})
     for spec in experiment.detections(akh):
@@ -153,7 +153,7 @@ def test_detection_rates_are_means_over_detectors_and_seeds(tmp_path):
 
 def test_the_detectors_of_table_2_are_the_zoos_and_differ(tmp_path):
     chosen = words(tmp_path, "naturalfinger_table2", "experiment.grid.method=[akh,random]", "experiment.seeds=[0,1]")
-    experiment = recipe(config.compose(chosen))
+    experiment = composed(config.compose(chosen))
     benches = [cell.bench for cell in cells(experiment, chosen)]
     keys = {tuple(spec.key for spec in experiment.detectors(bench)) for bench in benches}
     assert len(keys) == 1 and len(set(*keys)) == experiment.runs == 3
@@ -170,7 +170,7 @@ def test_gans_stand_beside_the_papers_numbers_in_the_order_of_the_grid(tmp_path)
     shown = {exhibit.name: exhibit for exhibit in read("naturalfinger_figure9", chosen).exhibits}
     table = shown["gans"].data.set_index("gan")
     assert list(table.index) == gans and table["paper"].tolist() == [GANS[gan] for gan in gans]
-    every = cells(recipe(config.compose(chosen)), chosen)
+    every = cells(composed(config.compose(chosen)), chosen)
     for gan, row in table.iterrows():
         arucs = [metrics.aruc(*metrics.sides(cell.scores)) for cell in every if cell.label == gan]
         assert len(arucs) == 2 and row["aruc"] == pytest.approx(np.mean(arucs))

@@ -341,8 +341,8 @@ def test_sizes_for_people():
 
 def test_the_cells_of_an_experiment_are_one_command():
     words = ["experiment=methods", "experiment.seeds=[0,1]", "experiment.grid.method=[ipguard,akh]", "queries=7"]
-    recipe = experiment.recipe(config.compose(words))
-    commands = [cell.command for cell in experiment.cells(recipe, words)]
+    drawing = experiment.composed(config.compose(words))
+    commands = [cell.command for cell in experiment.cells(drawing, words)]
     assert len(commands) == 4 and set(housekeeping._joined(commands)) == set(words)
     there = [f"{command} data.root=/there" for command in commands]
     joined = housekeeping._joined(there, ["data.root=/here", "store=s", "queries=8"])

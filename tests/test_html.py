@@ -214,4 +214,4 @@ def test_misplaced_options_are_refused(tmp_path, capsys):
 
 def test_settings_without_a_recipe_are_refused(two, capsys):
     assert main(["report", "experiment=settings"]) == 2
-    assert "experiment: expected one with a recipe" in capsys.readouterr().err
+    assert "experiment: expected one that draws" in capsys.readouterr().err

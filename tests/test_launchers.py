@@ -188,7 +188,7 @@ def test_a_shard_that_is_no_number_is_refused(tmp_path):
 
 def test_a_cell_is_filled_anywhere():
     chosen = ["experiment=zoo", "shard=2", "attack=[source]"]
-    (cell,) = experiment.cells(experiment.recipe(config.compose(chosen)), chosen)
+    (cell,) = experiment.cells(experiment.composed(config.compose(chosen)), chosen)
     assert cell.command == "python run.py experiment=zoo 'attack=[source]' 'experiment.seeds=[0]'"
 
 

@@ -1,6 +1,6 @@
 """Every figure and table of the papers that can be regenerated, on a zoo that is real in every part and hardly trained.
 
-What stands in the papers is listed here once more, on its own: the recipes must bring the same numbers.
+What stands in the papers is listed here once more, on its own: the experiments must bring the same numbers.
 """
 
 import pytest
@@ -102,10 +102,10 @@ def tiny(tmp_path_factory):
     }
     plans = {}
     for mine in words.values():
-        recipe = experiment.recipe(config.compose(mine))
-        for cell in experiment.cells(recipe, mine):
+        drawn = experiment.composed(config.compose(mine))
+        for cell in experiment.cells(drawn, mine):
             bench, specs = plans.setdefault(cell.bench.settings.data.name, (cell.bench, []))
-            specs += recipe.needs(cell.bench)
+            specs += drawn.needs(cell.bench)
     for bench, specs in plans.values():
         bench.build(specs)
     return words

@@ -1,8 +1,8 @@
 """Experiments: what a paper's figure or table needs, cell by cell, and how it is drawn from stored scores alone.
 
-An experiment is a grid of settings, in `conf/experiment/NAME.yaml`, and a recipe, in `experiments/NAME.py`. `fill`
-makes everything that the cells of the grid need, all at once, so that no core idles between two cells; `page` reads it
-back from the store and draws; it never makes anything.
+An experiment is a grid of settings, in `conf/experiment/NAME.yaml`, and a class that draws it, in
+`experiments/NAME.py`. `fill` makes everything that the cells of the grid need, all at once, so that no core idles
+between two cells; `page` reads it back from the store and draws; it never makes anything.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class LackingError(UserError):
 
 @dataclass(frozen=True)
 class Experiment:
-    """The recipe of one figure or table: a frozen dataclass, its fields from `conf/experiment/NAME.yaml`.
+    """One figure or table: a frozen dataclass, its fields from `conf/experiment/NAME.yaml`.
 
     grid: keys of the configuration, nested as they are there, each with the list of values that it takes; every
     combination, with every seed, is a cell. seeds: of the method.
@@ -134,13 +134,13 @@ class Experiment:
         raise NotImplementedError
 
 
-def recipe(settings: DictConfig) -> Experiment:
+def composed(settings: DictConfig) -> Experiment:
     """Return the experiment that a composed configuration has chosen.
 
     Raises:
         UserError: what it has chosen is a group of settings, which a plain run follows.
     """
-    require("experiment" in settings, "experiment", "one with a recipe", "a group of settings; report its run's folder")
+    require("experiment" in settings, "experiment", "one that draws", "a group of settings; report its run's folder")
     built: Experiment = config.build(settings.experiment)
     return built
 
@@ -205,7 +205,7 @@ def fill(experiment: Experiment, filled: Sequence[Cell]) -> None:
 
 def plan(settings: DictConfig, words: Sequence[str]) -> list[Spec]:
     """Return what all cells of the experiment that `settings`, composed from `words`, has chosen need."""
-    experiment = recipe(settings)
+    experiment = composed(settings)
     return [spec for cell in cells(experiment, words) for spec in experiment.needs(cell.bench)]
 
 
@@ -253,12 +253,12 @@ def read(name: str, words: Sequence[str], *, partial: bool = False) -> Page:
     """Draw the experiment called `name` from the store alone, under further overrides `words`; see `page`."""
     choice = f"experiment={name}"
     every = [choice, *(word for word in words if not word.startswith("experiment="))]
-    experiment = recipe(config.compose(every))
+    experiment = composed(config.compose(every))
     return page(name, experiment, cells(experiment, every), partial=partial)
 
 
 def read_all(words: Sequence[str], *, partial: bool = False) -> list[Page]:
-    """Read every experiment that has a recipe as `read` does; the page of one that lacks cells may be undrawn.
+    """Read every experiment that draws as `read` does; the page of one that lacks cells may be undrawn.
 
     One that makes no sense under `words`, or with what its methods found, is left out, with a warning.
     """
@@ -305,7 +305,7 @@ def _write_exhibit(exhibit: Exhibit, out: Path) -> list[Path]:
 def perform(settings: DictConfig, words: Sequence[str], folder: Path) -> Page:
     """Fill an experiment and write its page into `folder`, with the scores of its cells and the manifest beside it."""
     name = chosen(words)
-    experiment = recipe(settings)
+    experiment = composed(settings)
     every = cells(experiment, words)
     fill(experiment, every)
     drawn = page(name, experiment, every)
