@@ -136,7 +136,7 @@ def lines(axes):
 
 
 @pytest.mark.parametrize("name", config.options("experiment"))
-def test_every_experiment_composes_and_builds_its_recipe(name):
+def test_every_experiment_composes_and_builds(name):
     settings = config.compose([f"experiment={name}"])
     assert settings.label
     if "experiment" in settings:
