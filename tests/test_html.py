@@ -212,6 +212,6 @@ def test_misplaced_options_are_refused(tmp_path, capsys):
         html.write([page()], [], tmp_path)
 
 
-def test_settings_without_a_recipe_are_refused(two, capsys):
+def test_settings_that_draw_nothing_are_refused(two, capsys):
     assert main(["report", "experiment=settings"]) == 2
     assert "experiment: expected one that draws" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fingerbench.evaluate import metrics, tables
-from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour
+from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour, grid_shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +44,7 @@ def aruc_panels(frames: Mapping[str, Sequence[DataFrame]], caption: str = "") ->
     frames: method -> the scores of its runs, one per seed. Curves and area are means over the seeds, so that the
     area equals the mean ARUC.
     """
-    columns = 2 if len(frames) == 4 else min(3, len(frames))
-    rows = math.ceil(len(frames) / columns)
+    rows, columns = grid_shape(len(frames))
     with canvas(max(5.2, 2.9 * columns), 2.5 * rows + 0.5, caption) as figure:
         grid = axes_grid(figure, len(frames), columns, sharex=True, sharey=True)
         for i, (axes, (method, runs)) in enumerate(zip(grid, frames.items(), strict=True)):

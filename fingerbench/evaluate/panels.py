@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fingerbench.evaluate import metrics
-from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour
+from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour, grid_shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,8 +51,7 @@ def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, 
 
     The x values of a panel are numbers, or texts at equal distances. limits: of y in all panels; None: as the data.
     """
-    columns = 2 if len(panels) == 4 else min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    rows, columns = grid_shape(len(panels))
     markers = _markers(panels)
     with canvas(max(5.2, 3.3 * columns), 2.7 * rows + 0.4, caption) as figure:
         grid = axes_grid(figure, len(panels), columns, sharey=True)
@@ -86,8 +85,7 @@ def dot_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str,
     All panels have the same names, in the same order. Dots of a row lie at heights that say nothing, so that none
     hides another.
     """
-    columns = 2 if len(panels) == 4 else min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    rows, columns = grid_shape(len(panels))
     names = next(iter(panels.values()))
     with canvas(max(5.2, 2.9 * columns), (0.45 * len(names) + 0.7) * rows + 0.3, caption) as figure:
         grid = axes_grid(figure, len(panels), columns, sharex=True, sharey=True)

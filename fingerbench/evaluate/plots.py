@@ -68,6 +68,12 @@ def canvas(width: float, height: float, caption: str) -> Iterator[Figure]:
         yield figure
 
 
+def grid_shape(n: int) -> tuple[int, int]:
+    """Return how many rows and columns `n` small panels stand in: at most three abreast, four in a square."""
+    columns = 2 if n == 4 else min(3, n)
+    return math.ceil(n / columns), columns
+
+
 def axes_grid(figure: Figure, n: int, columns: int, **kwargs: Any) -> list[Axes]:
     """Return `n` axes in rows of `columns`, the last of which may be shorter. kwargs: those of `Figure.subplots`."""
     grid = figure.subplots(math.ceil(n / columns), columns, squeeze=False, **kwargs)
