@@ -195,6 +195,23 @@ def test_without_networks_of_the_sources_half_there_is_nothing_to_compare(draw):
         draw("same_half", *TWO, families=["source", "scratch"])
 
 
+def test_several_zoos_have_means_ranges_and_ranks(draw):
+    words = ("experiment.grid.method=[random,akh]", "experiment.grid.zoo.seed=[0,1,2]", "experiment.seeds=[0,1]")
+    drawn, every = draw("across_zoos", *words, families=["source", "finetune", "scratch"])
+    assert len({cell.bench.models["source"].seed for cell in every}) == 3
+    values = drawn.exhibits[0].data.set_index(["zoo", "method"])
+    both = [metrics.auc(*metrics.sides(cell_of(every, method="akh", seed=s, **{"zoo.seed": 1}).scores)) for s in (0, 1)]
+    assert values.loc[(1, "akh"), "auc"] == pytest.approx(np.mean(both))
+    shown = table(drawn, "across_zoos").set_index("method")
+    own = values.xs("akh", level="method")["auc"]
+    assert shown.loc["akh", "AUC"] == f"{own.mean():.3f} [{own.min():.3f}, {own.max():.3f}]"
+    places = {1 + int(values.loc[(zoo, "random"), "aruc"] > values.loc[(zoo, "akh"), "aruc"]) for zoo in range(3)}
+    assert shown.loc["akh", "rank by ARUC"] == " to ".join(map(str, sorted(places)))
+    left, _ = drawn.exhibits[1].figure.axes
+    assert len(left.collections[-1].get_offsets()) == 2 * 3
+    assert "Zoos of seeds 0, 1, 2:" in drawn.exhibits[1].caption
+
+
 def test_figure_5_asks_the_source_alone(draw):
     words = ("experiment.grid.evasion=[gaussian_noise,median]", "experiment.grid.method=[akh]", "experiment.seeds=[0]")
     drawn, every = draw("metafinger_figure5", *words, families=["source"])

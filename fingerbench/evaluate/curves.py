@@ -59,13 +59,14 @@ def aruc_panels(frames: Mapping[str, Sequence[DataFrame]], caption: str = "") ->
     return figure
 
 
-def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "") -> Figure:
+def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "", legend: str = "") -> Figure:
     """Draw ARUC and AUC of every method as bars with intervals, the single seeds, where there are several, as dots.
 
     means: one row per method, in the order of the bars; seeds: one row per run. Both have the columns method, aruc,
-    auc, in [0, 1]; means also aruc_low, aruc_high, auc_low, auc_high; any may be missing.
+    auc, in [0, 1]; means also aruc_low, aruc_high, auc_low, auc_high; any may be missing. legend: what the marks are,
+    where it is not what `bars_legend` says.
     """
-    legend = bars_legend(means, seeds)
+    legend = legend or bars_legend(means, seeds)
     seeds = seeds[seeds["method"].duplicated(keep=False)]
     with canvas(7.2, 0.45 * len(means) + 0.9, f"{caption.rstrip('.')}. {legend}" if caption else legend) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
