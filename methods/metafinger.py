@@ -13,10 +13,11 @@ Deviations from the released code:
     - Start images come from the owner's half, not from all of CIFAR-10, and none is used again before all have been.
     - Models see the images as they are. There, a normalisation is wrapped around each; here it would be inside.
     - The mirror image is among the transforms only where the models are trained with mirrored images (`flip`).
-Not published, and chosen here: how surrogates are split where they are given (in their order, so that copies of one
-model, which follow it, do not validate each other; of the shared ones, the negatives that validate are students of the
-first that trains); shear and translation go either way, as in NaturalFinger's
-code by the same authors; filters mirror the image at its border.
+Not published, and chosen here: how surrogates are split where they are given: in their order, in which what derives
+from one independent model follows it, so that the negatives that validate descend from none that trains. Positives all
+descend from the source; of either plan those that train and those that validate are of every kind.
+Shear and translation go either way, as in NaturalFinger's code by the same authors; filters mirror the image at its
+border.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class MetaFinger:
-    """Hyperparameters of MetaFinger. Defaults: those of the released code for CIFAR-10."""
+    """Hyperparameters of MetaFinger. Defaults: those of the released code for CIFAR-10, but for `screen_source`."""
 
     access: ClassVar[Access] = "label"
     needs: ClassVar[frozenset[str]] = frozenset({"surrogates"})
@@ -162,7 +163,9 @@ class MetaFinger:
         n = min(self.images, len(setting.train))
         for _ in range(self.max_restarts):
             if len(order) < n:
-                order = torch.cat([order, torch.randperm(len(setting.train), generator=setting.generator)])
+                again = torch.randperm(len(setting.train), generator=setting.generator)
+                # What is left of the last order comes late in this one, so that no restart has an image twice.
+                order = torch.cat([order, again[torch.isin(again, order).sort(stable=True).indices]])
             chosen, order = order[:n], order[n:]
             yield setting.train.pixels(chosen).to(setting.device)
 

@@ -205,6 +205,11 @@ def test_start_images_are_all_used_before_one_is_used_again():
     assert set(chosen[:50]) == set(chosen[50:]) == rows and chosen[:50] != chosen[50:]
 
 
+def test_no_restart_has_an_image_twice():
+    for start in replace(TOY, images=20, max_restarts=9)._starts(setting(data=images(25))):
+        assert len({tuple(x.flatten().tolist()) for x in start}) == 20
+
+
 def test_a_few_images_are_all_taken():
     assert [len(x) for x in replace(TOY, images=70, max_restarts=3)._starts(setting(data=images(30)))] == [30] * 3
 

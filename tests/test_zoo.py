@@ -164,16 +164,28 @@ def test_independent_surrogates_may_be_of_both_halves_in_turn_and_their_students
         for halves in ("[B]", "[B,A]")
     )
     assert of_both[0] == of_b[0]
-    assert [spec.half for spec in of_both[1]] == ["B", "A", "B", "A", "B", "B", "A", "B"]
-    assert [spec.parent for spec in of_both[1][5:]] == [of_both[1][0], of_both[1][1], of_both[1][0]]
-    assert [a.key == b.key for a, b in zip(of_b[1], of_both[1], strict=True)] == [
-        spec.half == "B" for spec in of_both[1]
-    ]
+    first, *students = of_both[1][:3]
+    second, student, *others = of_both[1][3:]
+    assert [spec.half for spec in of_both[1]] == ["B", "B", "B", "A", "A", "B", "A", "B"]
+    assert [spec.parent for spec in (*students, student, *others)] == [first, first, second, None, None, None]
+    known = {spec.name: spec.key for spec in of_b[1]}
+    assert all((known[spec.name] == spec.key) == (spec.half == "B") for spec in of_both[1])
     augmented = config.build(config.compose(["surrogates=augmented", "surrogates.halves=[A]"]).surrogates)
     assert {spec.half for spec in augmented.specs(zoo)[1]} == {"A"}
     for halves in ("[]", "[C]", "null", "A", "[A,B,A,B,A,B,A]"):
         with pytest.raises(UserError, match=r"surrogates\.halves: expected a list of A and B"):
             config.build(config.compose([f"surrogates.halves={halves}"]).surrogates)
+
+
+@pytest.mark.parametrize("words", [["profile=paper"], ["profile=demo"], ["profile=paper", "surrogates=augmented"]])
+def test_the_last_third_of_the_surrogates_is_of_every_kind_and_of_other_lineages(words):
+    positives, negatives = config.build(config.compose(words).surrogates).specs(toy_zoo())
+    noised = "surrogates=augmented" in words
+    kinds = [int(spec.variant) > 3 if noised else spec.architecture.startswith("resnet") for spec in positives[1:]]
+    assert {*kinds[:4]} == {*kinds[4:]} == {True, False}
+    lineages = [(spec.parent or spec).name for spec in negatives]
+    trained = round(2 / 3 * len(negatives))
+    assert not {*lineages[:trained]} & {*lineages[trained:]}
 
 
 def test_augmented_surrogates_are_copies_of_few_models_that_follow_their_model(attacks):
@@ -196,7 +208,7 @@ def test_a_profile_shrinks_only_the_selected_surrogates():
     shared, augmented = (config.compose([f"surrogates={name}"]).surrogates for name in ("shared", "augmented"))
     assert "inceptionv3" not in shared.positives and len(shared.positives) == 7
     assert "copies" not in shared and "distilled" not in augmented
-    assert list(augmented.positives) == ["1", "2", "3", "4", "5", "6", "7"] and len(augmented.copies) == 2
+    assert sorted(augmented.positives) == ["1", "2", "3", "4", "5", "6", "7"] and len(augmented.copies) == 2
 
 
 def test_a_copy_is_fine_tuned_on_the_half_that_its_model_was_trained_on(victim):

@@ -15,7 +15,7 @@ from fingerbench.zoo.train import Recipe, Scene, supervise
 
 @dataclass(frozen=True)
 class Noise:
-    """w += N(0, (std(w) / a)^2) layer by layer (NaturalFinger, Yang et al. 2023, eq. 1), then fine-tuning.
+    """w += N(0, (std(w) / a)^2) layer by layer (MetaFinger, IJCAI 2022; NaturalFinger, 2023), then fine-tuning.
 
     A variant is a > 0; the smaller, the stronger. std is that of the whole layer's weights; BatchNorm and biases are
     left alone (default: not published).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle
 from typing import Protocol
 
 from fingerbench.errors import UserError, require
@@ -20,9 +20,10 @@ class Surrogates(Protocol):
     """A plan: which surrogates there are."""
 
     def specs(self, zoo: Zoo) -> Specs:
-        """Return what to make in a zoo. Names, and so seeds, are no suspect's; those derived from one stand together.
+        """Return what to make in a zoo. Names, and so seeds, are no suspect's.
 
-        A method may hold out the last ones of each kind to validate.
+        What derives from an independent model follows it: a method may hold out the last third of each kind to
+        validate, and has other lineages there.
         """
         ...
 
@@ -45,12 +46,12 @@ class Shared:
         _require_halves(self.halves, self.scratch)
 
     def specs(self, zoo: Zoo) -> Specs:
-        """Return the source and its students; the independent models, then the students of the first."""
+        """Return the source and its students; the independent models, each followed by its students."""
         source, independent = zoo.original(), _independent(zoo, self.scratch, self.halves)
-        positives = [source, *self._students(zoo, "positive", self.positives, [source])]
-        teachers = independent[: len(self.halves)]
-        negatives = [*independent, *self._students(zoo, "negative-distilled", self.distilled, teachers)]
-        return tuple(positives), tuple(negatives)
+        positives = (source, *self._students(zoo, "positive", self.positives, [source]))
+        students = [*self._students(zoo, "negative-distilled", self.distilled, independent[: len(self.halves)])]
+        negatives = ((model, *(s for s in students if s.parent == model)) for model in independent)
+        return positives, tuple(chain.from_iterable(negatives))
 
     def _students(
         self, zoo: Zoo, sign: str, architectures: Sequence[str], teachers: Sequence[ModelSpec]
