@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields, replace
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import KilledError
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 from toygans import DESIGNS, answers, digits, every_gan, fresh, parameters, small
 
 import fingerbench as fb
@@ -16,7 +20,7 @@ from fingerbench.checkpoint import Checkpoint
 from fingerbench.errors import DivergedError
 from fingerbench.gans.sagan import Sagan
 from fingerbench.gans.spec import GanSpec
-from fingerbench.gans.train import Hinge, train
+from fingerbench.gans.train import Hinge, _settle, train
 from fingerbench.records import Gan, Images
 
 SMALL = Sagan(width=1 / 32, steps=3, batch=8, discriminator_steps=2)
@@ -63,6 +67,20 @@ def test_the_average_starts_late_and_follows_the_generator():
     assert torch.equal(generators[0.5, 9, 3], generators[0.0, 0, 3])  # not begun: the generator itself
     expected = (generators[0.0, 0, 2] + generators[0.0, 0, 3]) / 2
     torch.testing.assert_close(generators[0.5, 2, 3], expected)
+
+
+def test_spectral_norms_of_the_average_begin_where_those_of_the_generator_are():
+    draw = torch.Generator().manual_seed(0)
+    net, average = (spectral_norm(nn.Linear(9, 9)) for _ in range(2))
+    net.load_state_dict(average.state_dict())
+    for name, start in average.named_buffers():
+        start.copy_(torch.randn(start.shape, generator=draw))
+        net.get_buffer(name).copy_(F.normalize(torch.randn(start.shape, generator=draw), dim=0))
+    began = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    seen = []  # before each batch
+    average.register_forward_pre_hook(lambda *_: seen.append(copy.deepcopy(dict(average.named_buffers()))))
+    _settle(average, net, lambda: [torch.zeros(1, 9)])
+    assert began and all(torch.equal(seen[0][name], there) for name, there in began.items())
 
 
 @every_gan

@@ -149,7 +149,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, size: int, width: int = 128, share: float = 0.5, differentiable: bool = False) -> None:
         super().__init__()
-        # Halved to 8x8, as SNGAN's for 32x32.
+        # Halved to 8x8, as SNGAN's for 32x32; other sizes to at least that, and less than 16x16.
         layers = Layers(spectral=True)
         halved = [DownBlock(layers, width, halve=True) for _ in range(int(log2(size // 16)))]
         kept = [DownBlock(layers, width, halve=False) for _ in range(2)]

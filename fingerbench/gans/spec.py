@@ -29,6 +29,11 @@ class GanSpec(Spec):
     design: Training
     seed: int
 
+    def identity(self) -> dict[str, Any]:
+        """Return the description as plain data, with a revision of those that average weights."""
+        # Their first had spectral norms that had not settled when batch statistics were taken.
+        return super().identity() | ({"revision": 2} if self.design.ema_decay else {})
+
     @property
     def label(self) -> str:
         """The kind of GAN."""

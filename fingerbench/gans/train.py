@@ -149,7 +149,7 @@ def train(
             checkpoint.write(step + 1, state, generator)
     _require_finite(gan, training)
     if average is not g:
-        _settle(average, latents)
+        _settle(average, g, latents)
     return freeze(replace(gan, generator=average))
 
 
@@ -212,11 +212,14 @@ def _follow(average: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def _settle(average: nn.Module, latents: Any) -> None:
+def _settle(average: nn.Module, net: nn.Module, latents: Any) -> None:
     """Give averaged weights batch statistics and spectral norms of their own, which nothing has updated so far.
 
-    BigGAN calls it standing statistics. StudioGAN averages the statistics of the generator like its weights.
+    The norms begin where those of `net` are, or the first batches would pass through layers scaled wrongly. BigGAN
+    calls it standing statistics. StudioGAN averages the statistics of the generator like its weights.
     """
+    for own, there in zip(average.buffers(), net.buffers(), strict=True):
+        own.copy_(there)
     norms = [part for part in average.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
