@@ -69,8 +69,10 @@ class Transformed(Evasion):
     transform: Transform
 
     def queries(self, x: Tensor, weights: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return x transformed."""
-        return self.transform(x, generator)
+        """Return x transformed; where that is random, each query with draws of its own, since an API gets it alone."""
+        if self.draws == 1:
+            return self.transform(x, generator)
+        return torch.cat([self.transform(query, generator) for query in x.split(1)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ class EvasionSpec(Spec):
     """An evasion and what it needs, such as a trained network: the same for all suspects."""
 
     kind: ClassVar[str] = "evasion"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     name: str = field(compare=False)
     data: str  # digest of the data set
