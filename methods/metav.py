@@ -10,8 +10,8 @@ No official code exists, and the paper's full text was not at hand, so these are
   which no API gives; `features=logits` takes the nearest, log-probabilities minus their mean over the classes, which
   are logits minus theirs;
 - verifier: one hidden layer of 128 (unofficial code) with a ReLU between (MNTD; the unofficial code has none);
-- start: mid-grey with noise of 1e-3 (MNTD), which fits the remark in NaturalFinger's paper that the queries of MetaV
-  look like empty images with slight noise;
+- start: mid-grey, with noise of 1e-3 (MNTD) on w, 5e-4 on pixels, which fits the remark in NaturalFinger's paper that
+  the queries of MetaV look like empty images with slight noise;
 - images: (tanh(w) + 1) / 2, so that any w is one (the paper, as remembered; the unofficial code takes tanh of
   pixels);
 - loss: the log-likelihood of the verifier, mean over each kind of surrogate (unofficial code), and as score its
@@ -98,7 +98,8 @@ class MetaV:
 
     def similarity(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return v_1, the probability that the verifier gives to stolen. The source itself is not bound to get 1."""
-        return self._outputs(responses, fingerprint.state).softmax(0)[STOLEN].item()
+        # In float32 the softmax of outputs 17 apart is 1, and suspects would tie.
+        return self._outputs(responses, fingerprint.state).double().softmax(0)[STOLEN].item()
 
     def raw(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return how well responses (n, outputs) agree with the source's, without the verifier.

@@ -69,6 +69,13 @@ def test_the_verifier_is_the_formula():
     assert linear_score == pytest.approx(1 / (1 + math.exp(1.7 - 1.05)))
 
 
+def test_suspects_of_whom_the_verifier_is_sure_do_not_tie():
+    sure = Fingerprint(torch.zeros(2, 1, 1, 1), VERIFIER | {"out_bias": torch.tensor([0.0, 20.0])})
+    surer = Fingerprint(torch.zeros(2, 1, 1, 1), VERIFIER | {"out_bias": torch.tensor([0.0, 25.0])})
+    scores = [MetaV().similarity(fingerprint, ANSWERS) for fingerprint in (sure, surer)]
+    assert scores[0] < scores[1] < 1
+
+
 def test_logits_are_taken_back_from_probabilities():
     true = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(logits(true.softmax(1)), true - true.mean(1, keepdim=True))
