@@ -44,8 +44,8 @@ class Dataset:
     """Everything a zoo is made from. The splits `a`, `b`, `finetune` and `test` are disjoint.
 
     a: the owner's half; b: the half of independent parties; finetune: the labelled images of a thief who modifies
-    a stolen model; test: held out, for accuracies; transfer: images of a similar but different domain for knockoff,
-    whose labels are meaningless; None where there are none.
+    a stolen model; test: held out, for accuracies, gates and methods that need such images; transfer: images of a
+    similar but different domain for knockoff, whose labels are meaningless; None where there are none.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Setting:
 
     source: nn.Module
     train: Images  # the owner's training images
-    heldout: Images  # labelled images of the owner that no model was trained on
+    heldout: Images  # labelled images that no model was trained on: the split on which accuracies are measured, too
     positives: tuple[nn.Module, ...]  # surrogates derived from the source, which is the first
     negatives: tuple[nn.Module, ...]  # surrogates trained without it; copies of a model follow it
     gan: Gan | None

@@ -21,8 +21,8 @@ Where paper and released code differ, or the code errs:
 - A query's label is the source's answer to the query; in the code that to the clean image, which nothing reads.
 - Each training image is tried once, as the generator gives the same query again; the code draws batches for ever.
 - Adam's rate stays as it is: the code first halves it at epoch 3000. The perceptual term, of weight 0, is left out.
-- The generator is smaller for images below 64x64, and the discriminator, which halves them to 8x8, has a block more at
-  64x64 than at 32x32; `fingerbench.gans.freqgan` says how.
+- The generator is smaller for images below 64x64, and the discriminator, which halves them to 8x8 or the next size
+  above, has a block more at 64x64 than at 32x32; `fingerbench.gans.freqgan` says how.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ LOSSES: dict[str, AdversarialLoss] = {"hinge": Hinge(), "log": networks.Logistic
 
 @dataclass(frozen=True)
 class FreqGAN:
-    """Hyperparameters of FreqGAN. Defaults: those of its code, or where it is silent what conf/method says."""
+    """Hyperparameters of FreqGAN.
+
+    Defaults: those of its code or, where that is silent or contradicts its paper, what conf/method says.
+    """
 
     access: ClassVar[Access] = "label"
     needs: ClassVar[frozenset[str]] = frozenset()

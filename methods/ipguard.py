@@ -37,7 +37,8 @@ class IPGuard:
     """Points that the source puts in a target class, by a margin over their true class, which comes second.
 
     margin: logits between the target and the true class, k of the paper; lr: Adam's, in pixel units of [0, 1];
-    steps: Adam steps a point may take; tries: start images tried at most, as a multiple of the queries asked for.
+    steps: Adam steps a point may take; tries: start images tried at most, of those that the source classifies
+    correctly, as a multiple of the queries asked for.
     """
 
     access: ClassVar[Access] = "label"

@@ -31,7 +31,7 @@ class Digits:
 
     size: int = 16
     half: int = 600
-    transfer: int = 2000
+    transfer: int = 1700
     seed: int = 0
 
     def load(self) -> Dataset:

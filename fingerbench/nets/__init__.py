@@ -3,6 +3,8 @@
 Perceptrons take rows of features; a detector tells abnormal queries from normal ones. Any image classifier of timm or
 torchvision is `timm:NAME` or `torchvision:NAME`, see `library`; one of yours is `python:MODULE.FUNCTION`, see `own`.
 
+Where a file calls the initialisation ours, what the published definition does is not known to us.
+
 One file a family; each is imported when first asked for, since some need torchvision, whose import takes a second.
 """
 

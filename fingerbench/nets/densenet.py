@@ -12,7 +12,7 @@ def densenet121(classes: int, width: float) -> nn.Module:
     """Return torchvision's DenseNet with growth 12 and a plain 3x3 stem to 24 channels.
 
     The paper's CIFAR stem has no batch norm, no ReLU and no pool, since each dense layer starts with the former two.
-    Initialisation default: not published; torchvision's Kaiming normal.
+    Initialisation: ours, torchvision's Kaiming normal.
     """
     growth = scaled(12, width)
     model = torchvision.models.DenseNet(growth, (6, 12, 24, 16), 2 * growth, bn_size=4, num_classes=classes)

@@ -43,7 +43,7 @@ def inception(c: int, one: int, reduce3: int, three: int, reduce5: int, five: in
 
 
 def googlenet(classes: int, width: float) -> nn.Module:
-    """Return the network. Dropout 0.2. Initialisation default: not published; PyTorch's."""
+    """Return the network. Dropout 0.2. Initialisation: ours, PyTorch's."""
     c = scaled(192, width)
     features = nn.Sequential(conv_bn(3, c))
     for block in BLOCKS:

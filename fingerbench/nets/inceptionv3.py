@@ -102,7 +102,7 @@ BLOCKS: tuple[Callable[[int, Scale], Block], ...] = (
 
 
 def inceptionv3(classes: int, width: float) -> nn.Module:
-    """Return the network. Dropout 0.5. Initialisation default: not published; PyTorch's."""
+    """Return the network. Dropout 0.5. Initialisation: ours, PyTorch's."""
     scale = partial(scaled, width=width)
     c = scale(192)
     features = chain(3, (c, 3))

@@ -24,7 +24,7 @@ STAGES = (
 def mobilenetv2(classes: int, width: float) -> nn.Module:
     """Return torchvision's blocks behind a 3x3 stem of stride 1. Dropout 0.2.
 
-    Initialisation default: not published; PyTorch's.
+    Initialisation: ours, PyTorch's.
     """
     block = torchvision.models.mobilenetv2.InvertedResidual
     conv_bn = partial(torchvision.ops.Conv2dNormActivation, activation_layer=nn.ReLU6)

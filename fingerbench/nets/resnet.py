@@ -33,8 +33,8 @@ def _resnet(block: Block, blocks: tuple[int, ...], classes: int, width: float) -
 def resnet18(classes: int, width: float) -> nn.Module:
     """Return ResNet-18.
 
-    Initialisation default: not published. Convolutions start Kaiming normal, as in torchvision, and blocks start as
-    their shortcuts, their last batch norm being 0 (Goyal et al. 2017), without which a narrow ResNet-50 trains badly.
+    Initialisation: ours. Convolutions start Kaiming normal, as in torchvision, and blocks start as their shortcuts,
+    their last batch norm being 0 (Goyal et al. 2017), without which a narrow ResNet-50 trains badly.
     """
     return _resnet(torchvision.models.resnet.BasicBlock, (2, 2, 2, 2), classes, width)
 

@@ -24,7 +24,7 @@ def block(c_in: int, c_out: int, stride: int) -> nn.Sequential:
 
 
 def seresnet18(classes: int, width: float) -> nn.Module:
-    """Return the network. Initialisation default: not published; PyTorch's."""
+    """Return the network. Initialisation: ours, PyTorch's."""
     c = scaled(64, width)
     features = nn.Sequential(conv_bn(3, c, bias=True))
     for stage in range(4):

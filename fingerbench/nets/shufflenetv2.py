@@ -44,7 +44,7 @@ def downsample(c_in: int, c_out: int) -> nn.Sequential:
 
 
 def shufflenetv2(classes: int, width: float) -> nn.Module:
-    """Return the network; its convolutions have biases. Initialisation default: not published; PyTorch's."""
+    """Return the network; its convolutions have biases. Initialisation: ours, PyTorch's."""
     c, last = scaled(24, width), scaled(1024, width)
     features = nn.Sequential(nn.Conv2d(3, c, 3, padding=1), nn.BatchNorm2d(c))
     for channels, units in STAGES:

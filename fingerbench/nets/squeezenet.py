@@ -32,7 +32,7 @@ def fire(c: int, squeezed: int, expanded: int) -> nn.Sequential:
 def squeezenet(classes: int, width: float) -> nn.Module:
     """Return the network, whose last layer is a 1x1 convolution, averaged over the map.
 
-    Initialisation default: not published; PyTorch's.
+    Initialisation: ours, PyTorch's.
     """
     c = scaled(96, width)
     features = nn.Sequential(conv_bn(3, c, bias=True), nn.MaxPool2d(2))

@@ -35,8 +35,8 @@ def _vgg(configuration: str, classes: int, width: float) -> nn.Module:
 def vgg13_bn(classes: int, width: float) -> nn.Module:
     """Return VGG-13: configuration B, dropout 0.5.
 
-    Initialisation default: not published. Convolutions start Kaiming normal as in torchvision; linear layers as in
-    PyTorch, for torchvision's N(0, 0.01^2) is made for 4096 inputs and lets narrow heads learn nothing.
+    Initialisation: ours. Convolutions start Kaiming normal as in torchvision; linear layers as in PyTorch, for
+    torchvision's N(0, 0.01^2) is made for 4096 inputs and lets narrow heads learn nothing.
     """
     return _vgg("B", classes, width)
 

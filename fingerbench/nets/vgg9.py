@@ -14,8 +14,7 @@ HIDDEN = 128  # channels of the 1x1 convolution after the last pool
 def vgg9(classes: int, width: float) -> nn.Module:
     """Return the network; every convolution has a bias, batch norm and a ReLU, which makes 84,746 parameters.
 
-    The average over the last map is the 4x4 pool at 32x32 pixels. The order of layers and initialisation are defaults:
-    not published; PyTorch's initialisation.
+    The average over the last map is the 4x4 pool at 32x32 pixels. Initialisation: ours, PyTorch's.
     """
     features, c = nn.Sequential(), 3
     for stage in STAGES:

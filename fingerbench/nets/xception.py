@@ -30,7 +30,7 @@ def middle(c: int) -> Residual:
 
 
 def xception(classes: int, width: float) -> nn.Module:
-    """Return the network. Initialisation default: not published; PyTorch's."""
+    """Return the network. Initialisation: ours, PyTorch's."""
     c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
         scaled(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
     )
