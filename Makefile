@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 OUT ?= runs/paper
 HTML ?= $(OUT)/report.html
 SETTINGS ?=
-# metav_regression has data of its own.
-EXPERIMENTS ?= $(filter-out $(if $(findstring data=,$(SETTINGS)),metav_regression),\
+# metav_regression has data of its own; across_zoos builds two zoos more.
+EXPERIMENTS ?= $(filter-out across_zoos $(if $(findstring data=,$(SETTINGS)),metav_regression),\
 	$(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

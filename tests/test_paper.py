@@ -77,6 +77,11 @@ ENTRIES = {
         [],
         ["attack=[source,same-half]", "experiment.grid.method=[ipguard]"],
     ),
+    "across_zoos": (
+        "Beyond the papers",
+        [],
+        ["attack=source", "experiment.grid.method=[ipguard]", "experiment.grid.zoo.seed=[0]"],
+    ),
     "metav_regression": (
         "Beyond the papers",
         [],
