@@ -319,10 +319,11 @@ class Bench:
         return scores(bench)
 
     def using(self, method: str | None) -> Bench:
-        """Return this benchmark with another method."""
-        if method is None:
+        """Return this benchmark with another method, as its file has it: what was said of the one before goes."""
+        if method in (None, self.settings.method.name):
             return self
-        overrides = [word for word in self.overrides if not word.startswith("method=")] + [f"method={method}"]
+        kept = [word for word in self.overrides if not word.startswith(("method=", "method."))]
+        overrides = [*kept, f"method={method}"]
         return Bench(config.compose(overrides), overrides, self.data)
 
     def under(self, evasion: str) -> Bench:
