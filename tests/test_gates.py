@@ -139,6 +139,7 @@ def test_a_source_that_was_given_and_knows_nothing_is_doubted():
     [
         ("gates.action=halt", "unknown Gates.action 'halt'"),
         ("gates.kept=1.5", "gates.kept: expected a number from 0 to 1; got 1.5"),
+        ("gates.kept=true", "gates.kept: expected a number from 0 to 1; got True"),
         ("gates.spared=prune", "gates.spared: expected a list such as [prune/0.9]; got 'prune'"),
     ],
 )

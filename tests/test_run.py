@@ -150,6 +150,8 @@ BAD = [
     ("method=freqgan method.order=relesed", "unknown FreqGAN.order 'relesed'; did you mean 'released'"),
     ("label=${keys}", "label: Interpolation key 'keys' not found; name a setting, as in ${method.name}"),
     ("queries=0", "queries: expected a whole number from 1; got 0"),
+    ("queries=true", "queries: expected a whole number from 1; got True"),
+    ("zoo.width=true", "zoo.width: expected a number above 0; got True"),
     ("jobs=0", "jobs: expected a whole number from 1; got 0"),
     ("device=tpu9", "unknown device 'tpu9'"),
     ("precision=float23", "unknown precision 'float23'; did you mean 'float32'"),

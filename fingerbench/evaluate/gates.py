@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fingerbench import config
-from fingerbench.errors import UserError, one_line, require, writing
+from fingerbench.errors import UserError, is_number, one_line, require, writing
 from fingerbench.evaluate.specs import AgreementSpec
 from fingerbench.untrusted import content
 from fingerbench.zoo.table import SOURCE
@@ -67,7 +67,7 @@ class Gates:
     def __post_init__(self) -> None:
         for name in ("learnt", "kept", "independent", "mirror"):
             value = getattr(self, name)
-            sound = isinstance(value, int | float) and 0 <= value <= 1
+            sound = is_number(value) and 0 <= value <= 1
             require(sound, f"gates.{name}", "a number from 0 to 1", value)
         require(not isinstance(self.spared, str), "gates.spared", "a list such as [prune/0.9]", self.spared)
 
