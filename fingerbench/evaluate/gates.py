@@ -197,8 +197,16 @@ def judge(bench: Bench, folder: Path) -> None:
     epochs = bench.settings.zoo.training.epochs
     raise UserError(
         f"{broken}; nothing built is lost: gates.action=warn goes on all the same, zoo.training.epochs=N trains longer "
-        f"than the {epochs} of now, and gates.spared=[PATTERN,...] lists attacks that are meant to hurt"
+        f"than the {epochs} of now, {_rates(findings)}and gates.spared=[PATTERN,...] lists attacks that are meant to "
+        "hurt"
     )
+
+
+def _rates(findings: DataFrame) -> str:
+    """Return what may help networks that collapsed; pairs that are unlike each other are no sign of it."""
+    collapsed = findings["gate"].isin(["learnt", "kept", "independent"]) & ~findings["holds"]
+    rates = "a lower zoo.training.lr, zoo.distill.lr or zoo.knockoff.lr may save networks that collapsed, "
+    return rates if collapsed.any() else ""
 
 
 def _doubt(bench: Bench, findings: DataFrame) -> str:
