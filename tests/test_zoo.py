@@ -254,7 +254,10 @@ def test_noise_has_the_standard_deviation_of_its_layer_over_a(victim):
     weights = {id(layer.weight) for layer, _ in layers}
     others = [(n, p) for n, p in noised.named_parameters() if id(p) not in weights]
     assert all(torch.equal(p, victim.get_parameter(n)) for n, p in others) and others
-    assert Noise(RECIPE, ("1",)).make("1", scene(victim)) is not None
+    made = Noise(RECIPE, ("2",)).make("2", scene(victim))  # the same noise, by the same seed, and then fine-tuning
+    assert not any(torch.equal(p, noised.get_parameter(n)) for n, p in made.named_parameters())
+    for layer, (noisy, old) in zip(weight_layers(made), layers, strict=True):
+        assert (layer.weight - noisy.weight).norm() < (layer.weight - old.weight).norm()
 
 
 def test_pgd_moves_an_image_the_same_whatever_is_moved_with_it(victim, monkeypatch):
