@@ -1,6 +1,6 @@
 """The benchmark itself: a configuration, and everything that follows from it, made on demand.
 
-This is the whole Python API:
+The Python API begins with it:
 
     import fingerbench as fb
 

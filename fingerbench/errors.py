@@ -56,7 +56,7 @@ def is_number(value: object) -> bool:
 
 
 def require_least(what: object, group: str, **least: float) -> None:
-    """Raise a UserError unless each of these fields of `what` is a number no less than that; `group` has them."""
+    """Raise a UserError unless each named field of `what`, set under the key `group`, is at least its number."""
     for name, number in least.items():
         value = getattr(what, name)
         require(is_number(value) and value >= number, f"{group}.{name}", f"at least {number}", value)
