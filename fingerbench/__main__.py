@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -308,9 +309,7 @@ def _export(parsed: argparse.Namespace) -> None:
     from fingerbench.exchange import export_to
     from fingerbench.progress import plural
 
-    counts: dict[str, int] = {}
-    for spec in export_to(fb.open(*parsed.overrides), parsed.target, parsed.model):
-        counts[spec.kind] = counts.get(spec.kind, 0) + 1
+    counts = Counter(spec.kind for spec in export_to(fb.open(*parsed.overrides), parsed.target, parsed.model))
     stock = ", ".join(f"{count} {plural(kind) if count > 1 else kind}" for kind, count in counts.items())
     _out(f"exported {stock}, with a card: {parsed.target}")
 
