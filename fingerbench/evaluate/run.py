@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from torch import Tensor
 
 from fingerbench.bench import Bench
@@ -70,7 +69,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         seconds = {"build": built - began, "score": time.perf_counter() - built, "made": made}
         write_json(folder / "manifest.json", describe(bench, seconds=seconds, peak_mib=peaks))
     title = f"{tables.title(bench.settings.label, bench.settings.evasion.name)} on {bench.settings.data.name}"
-    Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
+    tables.show(tables.results(metrics, title), width=100)
     log.info("files and figures: %s", folder)
     return frame
 
