@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import safetensors.torch
 import torch
-from conftest import KilledError
+from conftest import KilledError, same_weights
 from toygans import DESIGNS, answers, digits, every_gan, fresh, parameters, small
 
 import fingerbench as fb
@@ -27,8 +27,7 @@ def trained(seed=0, name="sagan"):
 
 
 def equal(a, b):
-    states = zip([a.generator, a.discriminator], [b.generator, b.discriminator], strict=True)
-    return all(torch.equal(v, y.state_dict()[k]) for x, y in states for k, v in x.state_dict().items())
+    return same_weights(a.generator, b.generator) and same_weights(a.discriminator, b.discriminator)
 
 
 @every_gan
