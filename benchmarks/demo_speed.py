@@ -61,20 +61,12 @@ def main() -> None:
             ("--help", ["--help"]),
         ):
             seconds, _ = timed(words, store, runs / str(len(rows)))
-            rows.append((title, f"{seconds:.1f}", f"{peak_gib():.2f}"))
+            peak = "peak GiB of one process so far"
+            rows.append({"command": title, "seconds": f"{seconds:.1f}", peak: f"{peak_gib():.2f}"})
         made = json.loads((runs / "0" / "manifest.json").read_text())["seconds"]["made"]
-    lines = [
-        f"{machine.describe(torch.device('cpu'))} at the end",
-        "",
-        "| command | seconds | peak GiB of one process so far |",
-        "| :--- | ---: | ---: |",
-        *(f"| {title} | {seconds} | {gib} |" for title, seconds, gib in rows),
-        "",
-        "Seconds of work of one thread: " + ", ".join(f"{kind}s {s:.0f}" for kind, s in made.items()),
-    ]
-    print("\n".join(lines))
-    if arguments.out:
-        arguments.out.write_text("\n".join(lines) + "\n")
+    place = f"{machine.describe(torch.device('cpu'))} at the end"
+    work = "Seconds of work of one thread: " + ", ".join(f"{kind}s {s:.0f}" for kind, s in made.items())
+    machine.publish([place, machine.table(rows), work], arguments.out)
 
 
 if __name__ == "__main__":

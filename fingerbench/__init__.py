@@ -5,7 +5,8 @@
     bench = fb.open("data=digits")
     bench.scores("ipguard")
 
-See `fingerbench.bench` for the whole of it. Nothing heavy is imported until it is used.
+See `fingerbench.bench` for more; `case`, `network` and `read_fingerprint` stand beside it. Nothing heavy is imported
+until it is used.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -206,12 +207,10 @@ def _status(parsed: argparse.Namespace) -> int:
     if parsed.json:
         _out(json.dumps([asdict(job) | {"folder": str(job.folder), "seconds": job.seconds} for job in jobs], indent=1))
         return int(bool(undone))
-    from rich.console import Console
-
     from fingerbench.evaluate import tables
 
     if jobs:
-        Console(width=None if sys.stdout.isatty() else 160).print(tables.terminal(status.table(jobs)))
+        tables.show(tables.terminal(status.table(jobs)), width=160)
     lines = [f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done", *status.commands(jobs)]
     _out("\n".join(lines))
     return int(bool(undone))
@@ -222,14 +221,10 @@ def _report(parsed: argparse.Namespace) -> None:
         _report_experiments(parsed)
         return
     require(parsed.html is None, "--html", "all or experiment=NAME", " ".join(parsed.what))
-    from rich.console import Console
-
     from fingerbench.evaluate import report, tables
 
     done = report.report([Path(word) for word in parsed.what], parsed.out)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for table in tables.comparison_tables(done.table):
-        console.print(tables.terminal(table))
+    tables.show(*map(tables.terminal, tables.comparison_tables(done.table)))
     _out("\n".join([*done.notes, f"tables and figures: {parsed.out}"]))
 
 
@@ -308,9 +303,7 @@ def _export(parsed: argparse.Namespace) -> None:
     from fingerbench.exchange import export_to
     from fingerbench.progress import plural
 
-    counts: dict[str, int] = {}
-    for spec in export_to(fb.open(*parsed.overrides), parsed.target, parsed.model):
-        counts[spec.kind] = counts.get(spec.kind, 0) + 1
+    counts = Counter(spec.kind for spec in export_to(fb.open(*parsed.overrides), parsed.target, parsed.model))
     stock = ", ".join(f"{count} {plural(kind) if count > 1 else kind}" for kind, count in counts.items())
     _out(f"exported {stock}, with a card: {parsed.target}")
 

@@ -1,6 +1,6 @@
 """The benchmark itself: a configuration, and everything that follows from it, made on demand.
 
-This is the whole Python API:
+The Python API begins with it:
 
     import fingerbench as fb
 
@@ -28,7 +28,7 @@ from fingerbench.api import Fingerprinter
 from fingerbench.cost import Sizes, effort
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
-from fingerbench.errors import require, unknown
+from fingerbench.errors import is_number, require, unknown
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
@@ -93,7 +93,7 @@ class Bench:
     def zoo(self) -> Zoo:
         """What all models of this zoo share."""
         width = self.settings.zoo.width
-        require(isinstance(width, int | float) and width > 0, "zoo.width", "a number above 0", width)
+        require(is_number(width) and width > 0, "zoo.width", "a number above 0", width)
         return Zoo(
             data=digest(self.data),
             classes=self.data.task.outputs,
@@ -284,7 +284,8 @@ class Bench:
 
     def _number(self, key: str, least: int) -> int:
         value = OmegaConf.select(self.settings, key)
-        require(isinstance(value, int) and value >= least, key, f"a whole number from {least}", value)
+        sound = is_number(value) and isinstance(value, int) and value >= least
+        require(sound, key, f"a whole number from {least}", value)
         return int(value)
 
     def model(self, name: str) -> nn.Module:
@@ -319,10 +320,11 @@ class Bench:
         return scores(bench)
 
     def using(self, method: str | None) -> Bench:
-        """Return this benchmark with another method."""
-        if method is None:
+        """Return this benchmark with another method, as its file has it: what was said of the one before goes."""
+        if method in (None, self.settings.method.name):
             return self
-        overrides = [word for word in self.overrides if not word.startswith("method=")] + [f"method={method}"]
+        kept = [word for word in self.overrides if not word.startswith(("method=", "method."))]
+        overrides = [*kept, f"method={method}"]
         return Bench(config.compose(overrides), overrides, self.data)
 
     def under(self, evasion: str) -> Bench:

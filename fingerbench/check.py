@@ -314,7 +314,7 @@ def _of_config(path: Path, words: Sequence[str], file: Path | None = None, root:
     search = [] if folder == config.CONF else [f"hydra.searchpath=[file://{folder}]"]
     try:
         method = config.build(config.compose([*search, f"method={path.stem}", *words]).method)
-    except (UserError, YAMLError) as error:
+    except UserError as error:
         return [*found, f"{path.name}: {' '.join(str(error).split())}"]
     home = Path(inspect.getfile(type(method))).resolve()
     if file and home != file:

@@ -13,7 +13,7 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -38,7 +38,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: a name or key that does not exist, with the nearest that do.
     """
-    with _hydra(), _explained():
+    with _hydra(), _explained(overrides):
         return hydra_compose("config", overrides=list(overrides))
 
 
@@ -49,7 +49,7 @@ def check(arguments: Sequence[str]) -> None:
         UserError: the first that does not, in one line.
     """
     given, _ = get_args_parser().parse_known_args(arguments)
-    with _hydra(), _explained():
+    with _hydra(), _explained(given.overrides):
         parsed = OverridesParser.create().parse_overrides(given.overrides)
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
@@ -179,7 +179,7 @@ def _hydra() -> Iterator[Any]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(words: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except MissingConfigException as error:
@@ -187,7 +187,7 @@ def _explained() -> Iterator[None]:
     except OverrideParseException as error:
         raise UserError(f"cannot read {error.override!r}: expected key=value; a list is attack=[prune,noise]") from None
     except (ConfigCompositionException, OmegaConfBaseException) as error:
-        raise _misplaced(error) from None
+        raise _misplaced(error, words) from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
@@ -207,19 +207,29 @@ def _missing(error: MissingConfigException) -> UserError:
     return unknown(group, name, known) if known else UserError(_first_line(error))
 
 
-def _misplaced(error: Exception) -> UserError:
+def _misplaced(error: Exception, words: Sequence[str]) -> UserError:
     key = getattr(error.__cause__ or error, "full_key", None)
     if not key or not _first_line(error).startswith("Could not override"):
         return UserError(_first_line(error))
     branch, _, leaf = key.rpartition(".")
-    node = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+    whole = hydra_compose("config", overrides=[*searched(words), *_group_choices(words)])
+    node = OmegaConf.to_container(whole, resolve=False)
     for part in branch.split("."):
         node = node.get(part) if isinstance(node, dict) else node
     if isinstance(node, str) and node.startswith("${"):
         return UserError(f"{key}: {branch} is a reference to {node}; set {node[2:-1]}.{leaf}, or all of {branch}")
-    siblings = OmegaConf.select(hydra_compose("config"), branch) if branch else hydra_compose("config")
+    siblings = OmegaConf.select(whole, branch) if branch else whole
     known = [f"{branch}.{name!s}".lstrip(".") for name in siblings] if isinstance(siblings, DictConfig) else []
     return unknown("config key", key, known)
+
+
+def _group_choices(words: Sequence[str]) -> list[str]:
+    """Return those of the overrides that choose from a group, such as "method=ipguard"; neither sweeps nor + nor ~."""
+    with _hydra() as hydra:
+        groups = hydra.config_loader.list_groups("")
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    chosen = [o for o in parsed if o.type == OverrideType.CHANGE and o.key_or_group in groups]
+    return [o.input_line for o in chosen if o.input_line is not None and not o.is_sweep_override()]
 
 
 def _choices(override: Override) -> Iterator[str]:

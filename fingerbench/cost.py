@@ -36,7 +36,7 @@ COUNTED = 2  # images in the batch that is counted: batch statistics of one do n
 
 @dataclass(frozen=True)
 class Sizes:
-    """The shape (c, h, w) of an image, and how many each split has; `half` of the owner's, as large as the other."""
+    """The shape (c, h, w) of an image, and how many each split has; `half`: the owner's, and counted for the other."""
 
     shape: tuple[int, int, int]
     half: int

@@ -50,11 +50,16 @@ def require(condition: bool, what: str, expected: str, got: object) -> None:
         raise UserError(f"{what}: expected {expected}; got {got!r}")
 
 
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number; true and false are none, though Python counts with them."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def require_least(what: object, group: str, **least: float) -> None:
-    """Raise a UserError unless each of these fields of `what` is a number no less than that; `group` has them."""
+    """Raise a UserError unless each named field of `what`, set under the key `group`, is at least its number."""
     for name, number in least.items():
         value = getattr(what, name)
-        require(isinstance(value, int | float) and value >= number, f"{group}.{name}", f"at least {number}", value)
+        require(is_number(value) and value >= number, f"{group}.{name}", f"at least {number}", value)
 
 
 def require_empty(folder: Path, what: str) -> None:

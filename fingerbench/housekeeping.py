@@ -5,7 +5,7 @@ checkpoints of what is finished, locks that nobody holds, artefacts without a re
 *Unreferenced* are artefacts, and checkpoints of unfinished ones, that nothing kept needs. Kept is, first, what the
 manifests of runs name and what the plans of unfinished runs and of given words hold; then everything that those were
 made from, as their records tell; then whatever was measured of kept things alone (answers, agreements, accuracies,
-distances), and the evasions that needed.
+distances), and the evasions that those needed.
 
 Whoever makes something holds its lock, and what is locked is never touched. What a maker reads is not locked, so no
 artefact goes while any lock of the store is held.

@@ -83,7 +83,7 @@ class Spec:
 
     @property
     def alike(self) -> str:
-        """What makes it cheaper to make after another of its kind with the same, by the same worker; "" is nothing."""
+        """What two of a kind share where the second is cheaper for the worker that made the first; "" = nothing."""
         return ""
 
     def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

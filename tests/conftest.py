@@ -151,6 +151,12 @@ def refuse(store, folder, cases, *settings):
         assert code == 2 and f"error: {answer}" in output and "Traceback" not in output, (words, code, output)
 
 
+def same_weights(one, other):
+    """Tell whether two networks, or the state dicts of such, have the same names and, to the bit, the same tensors."""
+    one, other = (it.state_dict() if isinstance(it, torch.nn.Module) else it for it in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
 @pytest.fixture(params=EVERY)
 def device(request):
     """A device on which float32 is float32: TF32, on by default in cuDNN, keeps 10 bits of 23."""

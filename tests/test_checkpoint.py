@@ -7,7 +7,7 @@ import errno
 
 import pytest
 import torch
-from conftest import KilledError
+from conftest import KilledError, same_weights
 from torch import nn
 
 import fingerbench as fb
@@ -57,10 +57,6 @@ class Counting(Classification):
         return super().loss(outputs, y)
 
 
-def equal(a, b):
-    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("death", [1, 4, 6])  # of 9 steps, 3 an epoch
 def test_a_killed_training_goes_on_to_the_same_model(schedule, death, tmp_path, monkeypatch):
@@ -75,7 +71,7 @@ def test_a_killed_training_goes_on_to_the_same_model(schedule, death, tmp_path, 
     bench = workbench(file, task)
     resumed = supervise(network(), images(), recipe(schedule), bench)
     assert task.steps == 9 - death
-    assert equal(resumed, whole)
+    assert same_weights(resumed, whole)
     assert bench.losses == undisturbed.losses and len(bench.losses) == 3
     assert [path.name for path in file.parent.iterdir()] == ["key.pt"]
 
@@ -94,7 +90,7 @@ def test_only_the_first_training_of_a_model_has_one(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     both(tmp_path / "key.pt")
     assert torch.load(tmp_path / "key.pt", weights_only=True)["step"] == 9
-    assert equal(both(tmp_path / "key.pt"), whole)
+    assert same_weights(both(tmp_path / "key.pt"), whole)
 
 
 def test_a_model_of_the_store_goes_on_and_counts_what_it_took_before(tmp_path, monkeypatch):
@@ -113,7 +109,7 @@ def test_a_model_of_the_store_goes_on_and_counts_what_it_took_before(tmp_path, m
     content = torch.load(file, weights_only=True)
     torch.save(content | {"seconds": 1000.0}, file)
     tensors, facts = spec.make(workshop)
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors.items())
+    assert same_weights(tensors, whole)
     assert facts["seconds"] > 1000 and len(facts["losses"]) == 2
     workshop.store.save(spec, tensors, facts)
     assert not file.exists()
@@ -150,7 +146,7 @@ def test_what_a_loss_keeps_goes_on_if_it_is_named(tmp_path, monkeypatch):
         file = tmp_path / f"{named}.pt"
         with pytest.raises(KilledError):
             followed(file, named, death=4)
-        assert equal(followed(file, named), whole) == named
+        assert same_weights(followed(file, named), whole) == named
 
 
 @dataclasses.dataclass

@@ -254,6 +254,16 @@ def test_the_same_benchmark_under_another_evasion(bench):
         bench.under("medain")
 
 
+def test_another_method_leaves_the_settings_of_the_one_before_behind():
+    bench = fb.open("queries=20", "method=naturalfinger", "method.epochs=2")
+    other = bench.using("ipguard")
+    assert other.overrides == ("queries=20", "method=ipguard") and other.data is bench.data
+    assert other.settings == config.compose(other.overrides)
+    assert bench.using("naturalfinger") is bench.using(None) is bench
+    with pytest.raises(UserError, match="did you mean 'ipguard'"):
+        bench.using("ipgard")
+
+
 def test_an_evasion_of_ones_own_is_one_to_be_under(bench, tmp_path):
     (tmp_path / "evasion").mkdir()
     own = (ROOT / "conf" / "evasion" / "jpeg.yaml").read_text().replace("name: jpeg", "name: mine")

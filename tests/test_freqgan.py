@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from toygans import parameters
 
 from fingerbench import ops
 from fingerbench.errors import DivergedError, UserError
@@ -78,10 +79,6 @@ def test_haar_keeps_energy_and_can_be_undone():
     assert low.shape == (2, 3, 4, 6) and high.shape == (2, 9, 4, 6)
     torch.testing.assert_close(low.square().sum() + high.square().sum(), x.square().sum())
     torch.testing.assert_close(unhaar(low, high), x)
-
-
-def parameters(net):
-    return sum(p.numel() for p in net.parameters())
 
 
 def test_full_size_has_the_published_parameter_counts():

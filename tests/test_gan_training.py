@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import safetensors.torch
 import torch
-from conftest import KilledError
+from conftest import KilledError, same_weights
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -31,8 +31,7 @@ def trained(seed=0, name="sagan"):
 
 
 def equal(a, b):
-    states = zip([a.generator, a.discriminator], [b.generator, b.discriminator], strict=True)
-    return all(torch.equal(v, y.state_dict()[k]) for x, y in states for k, v in x.state_dict().items())
+    return same_weights(a.generator, b.generator) and same_weights(a.discriminator, b.discriminator)
 
 
 @every_gan

@@ -125,6 +125,14 @@ def test_the_complaint_names_gates_numbers_and_the_worst_three():
     )
 
 
+def test_rates_are_named_where_networks_collapsed():
+    assert gates._rates(findings(table())) == ""
+    assert gates._rates(findings(table(accuracy={"mirror/prune/0.1": 0.94}))) == ""
+    for name in ("source", "prune/0.1", "scratch/vgg"):
+        told = gates._rates(findings(table(accuracy={name: 0.1})))
+        assert "zoo.training.lr, zoo.distill.lr or zoo.knockoff.lr" in told, name
+
+
 def test_a_source_that_was_given_and_knows_nothing_is_doubted():
     def doubt(weights, accuracy):
         bench = SimpleNamespace(settings=SimpleNamespace(zoo=SimpleNamespace(weights=weights)))
@@ -139,6 +147,7 @@ def test_a_source_that_was_given_and_knows_nothing_is_doubted():
     [
         ("gates.action=halt", "unknown Gates.action 'halt'"),
         ("gates.kept=1.5", "gates.kept: expected a number from 0 to 1; got 1.5"),
+        ("gates.kept=true", "gates.kept: expected a number from 0 to 1; got True"),
         ("gates.spared=prune", "gates.spared: expected a list such as [prune/0.9]; got 'prune'"),
     ],
 )

@@ -39,6 +39,7 @@ def trial(request):
         ("naturalfinger.draws=0", "method.draws: expected at least 1; got 0"),
         ("naturalfinger.pool=0", "method.pool: expected a number above 0; got 0"),
         ("metafinger.images=0", "method.images: expected at least 1; got 0"),
+        ("metafinger.images=true", "method.images: expected at least 1; got True"),
         ("metafinger.k=few", "method.k: expected at least 1; got 'few'"),
         (
             "metafinger.resize_most=41",

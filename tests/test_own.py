@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, TINY, finish, start
+from conftest import ROOT, TINY, finish, same_weights, start
 from test_readme import FILES
 from torch import nn
 
@@ -147,8 +147,7 @@ def test_a_network_and_its_weights_are_the_source_of_a_whole_run(here):
     bench = fb.open(*words)
     source, x = bench.zoo.original(), bench.data.test.pixels()
     stored, facts = bench.store.load(source).tensors, bench.store.facts(source)
-    assert stored.keys() == model.state_dict().keys()
-    assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
+    assert same_weights(stored, model)
     torch.testing.assert_close(predict(bench.model("source"), x), predict(model, x))
     assert facts["losses"] == [] and facts["parent"] is None and not facts["autocast"] and facts["accuracy"] > 0.5
     others = {name: bench.store.load(spec).tensors for name, spec in bench.models.items() if name != "source"}
@@ -229,7 +228,7 @@ def test_fingerbenchs_own_networks_can_be_given_too(here):
     model = network("resnet18", 10, 0.125)
     words = [*TINY, f"zoo.weights={saved(model, here / 'mine.safetensors')}"]
     given = fb.open(*words).zoo.given.fitted(network("resnet18", 10, 0.125), "resnet18")
-    assert all(torch.equal(value, given.state_dict()[name]) for name, value in model.state_dict().items())
+    assert same_weights(model, given)
     wide = fb.open(*words, "zoo.width=0.25", f"store={here}")
     refused("does not fit resnet18: it differs in .* and 9. more; is it of this zoo.source", wide.model, "source")
 

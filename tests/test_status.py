@@ -81,8 +81,9 @@ def sweep(tmp_path_factory):
 def test_no_failure_stops_the_others_or_hides_behind_them(sweep, capsys):
     folder, _, output = sweep
     assert [(folder / str(n) / "finished").exists() for n in range(5)] == [True, False, False, False, True]
-    for line in ("failed, expected wood", "failed, ValueError: odd", "failed, KeyError: 'key'"):
-        assert f"label='x, y''\"'\"''): {line}" in output or line in output
+    for seed, told in (1, "expected wood"), (2, "ValueError: odd"), (3, "KeyError: 'key'"):
+        quoted = f"""seed={seed} 'label='"'"'x, y'"'"''"""
+        assert f"({quoted}): failed, {told}" in output
     assert f"python -m fingerbench status {shlex.quote(str(folder))}" in output
     assert main(["status", str(folder)]) == 1
     shown = capsys.readouterr().out

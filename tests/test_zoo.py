@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from conftest import same_weights
 from torch.nn import functional as F
 
 import fingerbench as fb
@@ -215,10 +216,7 @@ def test_a_copy_is_fine_tuned_on_the_half_that_its_model_was_trained_on(victim):
     ours, theirs = toy_images(48, 1), toy_images(48, 7)
     one, two = (NoisedCopy(RECIPE).make("2", scene(victim, half=ours, finetune=x)) for x in (ours, theirs))
     as_a_thief = Noise(RECIPE).make("2", scene(victim, half=theirs, finetune=ours))
-    for other in (two, as_a_thief):
-        assert all(
-            torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-        )
+    assert same_weights(one, two) and same_weights(one, as_a_thief)
     stranger = Noise(RECIPE).make("2", scene(victim, half=ours, finetune=theirs))
     assert not torch.equal(final_layer(one).weight, final_layer(stranger).weight)
 
@@ -266,7 +264,10 @@ def test_noise_has_the_standard_deviation_of_its_layer_over_a(victim):
     weights = {id(layer.weight) for layer, _ in layers}
     others = [(n, p) for n, p in noised.named_parameters() if id(p) not in weights]
     assert all(torch.equal(p, victim.get_parameter(n)) for n, p in others) and others
-    assert Noise(RECIPE, ("1",)).make("1", scene(victim)) is not None
+    made = Noise(RECIPE, ("2",)).make("2", scene(victim))  # the same noise, by the same seed, and then fine-tuning
+    assert not any(torch.equal(p, noised.get_parameter(n)) for n, p in made.named_parameters())
+    for layer, (noisy, old) in zip(weight_layers(made), layers, strict=True):
+        assert (layer.weight - noisy.weight).norm() < (layer.weight - old.weight).norm()
 
 
 def test_pgd_moves_an_image_the_same_whatever_is_moved_with_it(victim, monkeypatch):
@@ -320,7 +321,7 @@ def test_students_never_see_a_label(victim, attack):
     shuffled = Images(images.x, torch.zeros_like(images.y))
     one = attack.make("resnet18", scene(victim, half=images))
     two = attack.make("resnet18", scene(victim, half=shuffled))
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert same_weights(one, two)
 
 
 def test_training_learns_and_is_repeatable():

@@ -334,12 +334,9 @@ def _write_scores(experiment: Experiment, filled: Sequence[Cell], path: Path) ->
 
 def show(drawn: Page) -> None:
     """Print the tables of a page."""
-    from rich.console import Console
-
-    console = Console(width=None if Console().is_terminal else 120)
     for exhibit in drawn.exhibits:
         if exhibit.table is not None:
-            console.print(tables.terminal(exhibit.table, f"{drawn.paper}: {drawn.title}", exhibit.caption))
+            tables.show(tables.terminal(exhibit.table, f"{drawn.paper}: {drawn.title}", exhibit.caption))
 
 
 def chosen(words: Sequence[str]) -> str:

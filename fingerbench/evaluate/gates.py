@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fingerbench import config
-from fingerbench.errors import UserError, one_line, require, writing
+from fingerbench.errors import UserError, is_number, one_line, require, writing
 from fingerbench.evaluate.specs import AgreementSpec
 from fingerbench.untrusted import content
 from fingerbench.zoo.table import SOURCE
@@ -67,7 +67,7 @@ class Gates:
     def __post_init__(self) -> None:
         for name in ("learnt", "kept", "independent", "mirror"):
             value = getattr(self, name)
-            sound = isinstance(value, int | float) and 0 <= value <= 1
+            sound = is_number(value) and 0 <= value <= 1
             require(sound, f"gates.{name}", "a number from 0 to 1", value)
         require(not isinstance(self.spared, str), "gates.spared", "a list such as [prune/0.9]", self.spared)
 
@@ -197,8 +197,16 @@ def judge(bench: Bench, folder: Path) -> None:
     epochs = bench.settings.zoo.training.epochs
     raise UserError(
         f"{broken}; nothing built is lost: gates.action=warn goes on all the same, zoo.training.epochs=N trains longer "
-        f"than the {epochs} of now, and gates.spared=[PATTERN,...] lists attacks that are meant to hurt"
+        f"than the {epochs} of now, {_rates(findings)}and gates.spared=[PATTERN,...] lists attacks that are meant to "
+        "hurt"
     )
+
+
+def _rates(findings: DataFrame) -> str:
+    """Return what may help networks that collapsed; pairs that are unlike each other are no sign of it."""
+    collapsed = findings["gate"].isin(["learnt", "kept", "independent"]) & ~findings["holds"]
+    rates = "a lower zoo.training.lr, zoo.distill.lr or zoo.knockoff.lr may save networks that collapsed, "
+    return rates if collapsed.any() else ""
 
 
 def _doubt(bench: Bench, findings: DataFrame) -> str:

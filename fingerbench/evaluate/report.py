@@ -19,7 +19,7 @@ import numpy as np
 
 from fingerbench import manifest as manifests
 from fingerbench import status
-from fingerbench.errors import UserError, one_line, require_schema
+from fingerbench.errors import UserError, is_number, one_line, require_schema
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.curves import aruc_panels, comparison_figure
 from fingerbench.untrusted import content, parse_json
@@ -361,7 +361,7 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def _number(value: Any) -> float:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+    if value is not None and not is_number(value):
         raise TypeError(f"expected a number or null, got {value!r}")
     return float("nan") if value is None else float(value)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from torch import Tensor
 
 from fingerbench.bench import Bench
@@ -67,10 +65,11 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
         draw(frame, fingerprint, folder / "figures")
         if fid:
             draw_gan(bench.store.load(fid), folder / "figures")
-        seconds = {"build": built - began, "score": time.perf_counter() - built, "made": _seconds(bench)}
-        write_json(folder / "manifest.json", describe(bench, seconds=seconds, peak_mib=_peaks(bench)))
+        made, peaks = _made(bench)
+        seconds = {"build": built - began, "score": time.perf_counter() - built, "made": made}
+        write_json(folder / "manifest.json", describe(bench, seconds=seconds, peak_mib=peaks))
     title = f"{tables.title(bench.settings.label, bench.settings.evasion.name)} on {bench.settings.data.name}"
-    Console(width=None if Console().is_terminal else 100).print(tables.results(metrics, title))
+    tables.show(tables.results(metrics, title), width=100)
     log.info("files and figures: %s", folder)
     return frame
 
@@ -219,29 +218,17 @@ def cost(bench: Bench) -> dict[str, float | None]:
     }
 
 
-def _seconds(bench: Bench) -> dict[str, float]:
-    """Return the seconds of work that each kind of artefact took when it was made, now or earlier."""
-    total: Counter[str] = Counter()
-    for made in _made(bench):
-        total[made.kind] += bench.store.facts(made)["seconds"]
-    return dict(total)
+def _made(bench: Bench) -> tuple[dict[Any, float], dict[Any, float]]:
+    """Return what artefacts of each kind took when they were made, now or earlier: all seconds, and the most MiB.
 
-
-def _peaks(bench: Bench) -> dict[str, float]:
-    """Return the most memory in MiB that an artefact of each kind took when it was made, now or earlier.
-
-    A kind is left out where no artefact says, as in a store of an older version.
+    A kind has no MiB where no artefact says, as in a store of an older version.
     """
-    peaks: dict[str, float] = {}
-    for made in _made(bench):
-        peak = bench.store.facts(made).get("peak_mib")
-        if peak is not None:
-            peaks[made.kind] = max(peak, peaks.get(made.kind, 0.0))
-    return peaks
+    import pandas as pd
 
-
-def _made(bench: Bench) -> list[Spec]:
-    """Return what took time to make, each once."""
     spec = bench.fingerprint_spec
     some = [made for made in (bench.evasion_spec, bench.fid_spec()) if made]
-    return list({s.key: s for s in [spec, *spec.needs(), *some, *bench.models.values()]}.values())
+    every = {s.key: s for s in [spec, *spec.needs(), *some, *bench.models.values()]}.values()
+    columns = ["kind", "seconds", "peak_mib"]
+    took = pd.DataFrame([{**bench.store.facts(s), "kind": s.kind} for s in every], columns=columns)
+    by_kind = took.astype({"peak_mib": float}).groupby("kind", sort=False)
+    return by_kind["seconds"].sum().to_dict(), by_kind["peak_mib"].max().dropna().to_dict()

@@ -69,8 +69,6 @@ def way_on() -> str:
 
 def _compare(folder: Path) -> bool:
     """Tell whether there is a comparison now."""
-    from rich.console import Console
-
     from fingerbench.evaluate import report, tables
 
     try:
@@ -78,9 +76,7 @@ def _compare(folder: Path) -> bool:
     except UserError as error:  # such as a sweep over data sets, which no one table can hold
         log.warning("no comparison of the whole sweep: %s", error)
         return False
-    console = Console(width=None if Console().is_terminal else 120)
-    for table in tables.comparison_tables(done.table):
-        console.print(tables.terminal(table))
+    tables.show(*map(tables.terminal, tables.comparison_tables(done.table)))
     for note in done.notes:
         log.info("%s", note)
     log.info("comparison: %s", folder / "report")

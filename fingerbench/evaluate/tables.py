@@ -6,6 +6,7 @@ In what is shown the first column names the row and stands to the left, all othe
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def setting(source: str, profile: str, seeds: Collection[int], evasion: str = "n
 
 
 def results(summary: Mapping[str, Any], title: str) -> Group:
-    """Return the families and below them the totals of `metrics.summary`, for `rich.console.Console.print`."""
+    """Return the families and below them the totals of `metrics.summary`, for `show`."""
     from rich.console import Group
 
     n = summary["n"]
@@ -180,6 +181,15 @@ def terminal(frame: DataFrame, title: str = "", caption: str = "") -> Table:
     for row in cells(frame)[1:]:
         table.add_row(*map(Text, row))
     return table
+
+
+def show(*renderables: Group | Table, width: int = 120) -> None:
+    """Print what rich renders; `width`: of the lines where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else width)
+    for renderable in renderables:
+        console.print(renderable)
 
 
 def markdown(frame: DataFrame) -> str:

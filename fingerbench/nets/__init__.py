@@ -118,7 +118,22 @@ def network(
     require_known(name)
     if not width > 0:
         raise UserError(f"width: expected a number above 0, such as 1 or 0.125; got {width}")
-    return _plain(name, shape, classes, width)
+    if foreign(name):
+        require(width == 1, name, "width 1, as published", width)
+    if name.startswith(own.PREFIX):
+        return own.build(name, classes, shape)
+    if name in PERCEPTRONS:
+        return _ours("mlp", name, prod(shape), classes, width)
+    c, h, w = shape
+    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more, or one of {PERCEPTRONS}", shape)
+    if foreign(name):
+        return library.build(name, classes, shape)
+    return _ours(_FAMILIES.get(name, name), name, classes, width)  # a detector has a file of its own
+
+
+def _ours(room: str, name: str, *arguments: float) -> nn.Module:
+    model: nn.Module = getattr(import_module(f"{__name__}.{room}"), name)(*arguments)
+    return model
 
 
 def require_known(name: str) -> None:
@@ -150,32 +165,3 @@ def blank(name: str) -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[]) if foreign(name) else torch.device("meta"):
         yield
-
-
-def _plain(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
-    if name in PERCEPTRONS:
-        return _perceptron(name, shape, outputs, width)
-    if not foreign(name):
-        return _convnet(name, shape, outputs, width)
-    require(width == 1, name, "width 1, as published", width)
-    if name.startswith(own.PREFIX):
-        return own.build(name, outputs, shape)
-    _require_images(name, shape)
-    return library.build(name, outputs, shape)
-
-
-def _require_images(name: str, shape: tuple[int, int, int]) -> None:
-    c, h, w = shape
-    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more, or one of {PERCEPTRONS}", shape)
-
-
-def _perceptron(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
-    model: nn.Module = getattr(import_module(f"{__name__}.mlp"), name)(prod(shape), outputs, width)
-    return model
-
-
-def _convnet(name: str, shape: tuple[int, int, int], outputs: int, width: float) -> nn.Module:
-    _require_images(name, shape)
-    family = _FAMILIES.get(name, name)  # a detector has a file of its own
-    model: nn.Module = getattr(import_module(f"{__name__}.{family}"), name)(outputs, width)
-    return model
