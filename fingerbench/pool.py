@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fingerbench import plugins
 from fingerbench.cluster import granted_cores
 from fingerbench.cost import Effort
 from fingerbench.errors import BuildError, UserError, last_raised
@@ -81,6 +82,10 @@ class Pool:
         found = Counter(spec.kind for spec in there)
         missing = Counter(spec.kind for spec in self._todo.values())
         log.info("store %s: %s", self.store.root, _stock(found, missing))
+        for name, label in plugins.changed(self.store, there).items():
+            log.warning(
+                "%s: its code is not what made the stored %s; if it does otherwise now, raise `version`", name, label
+            )
         if not self._todo:
             return
         specs = list(self._todo.values())

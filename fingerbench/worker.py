@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from fingerbench import replay
+from fingerbench import plugins, replay
 from fingerbench.bench import Bench
 from fingerbench.data import digest
 from fingerbench.errors import BuildError, DamagedError, UserError
@@ -99,7 +99,8 @@ def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
         began, resumed = time.monotonic(), store.checkpoint(spec).is_file()
         with peak_memory(workshop.device) as peak:
             tensors, facts = spec.make(workshop)
-        store.save(spec, tensors, {**facts, "peak_mib": peak()})
+        facts |= {"peak_mib": peak(), **({"code": code} if (code := plugins.code(spec)) else {})}
+        store.save(spec, tensors, facts)
         return {"status": "made", "seconds": None if resumed else time.monotonic() - began}
 
 

@@ -1,0 +1,48 @@
+"""Which code outside fingerbench made an artefact: the store knows a class by its name and fields, not by its code."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+
+from fingerbench.store import Spec, Store
+
+PACKAGE = __name__.partition(".")[0]  # whose own versions are raised by hand
+
+
+def code(spec: Spec) -> dict[str, str]:
+    """Return of each class outside fingerbench that decides what an artefact is a digest of its file, by its name.
+
+    Comments, docstrings and layout are no part of it; a class without a file has none.
+    """
+    values = (getattr(spec, field.name) for field in fields(spec))
+    classes = {type(value) for value in values if is_dataclass(value) and not isinstance(value, Spec)}
+    theirs = (cls for cls in classes if cls.__module__.partition(".")[0] != PACKAGE)
+    return {f"{cls.__module__}.{cls.__qualname__}": digest for cls in theirs if (digest := _digest(cls))}
+
+
+def changed(store: Store, specs: Iterable[Spec]) -> dict[str, str]:
+    """Return the label of one stored artefact for each class whose code is not that it was made by, by its name.
+
+    Artefacts of before records told are taken for unchanged.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        if now := code(spec):
+            then = store.facts(spec).get("code", now)
+            found |= {name: spec.label for name, digest in now.items() if then.get(name, digest) != digest}
+    return found
+
+
+def _digest(cls: type) -> str:
+    try:
+        tree = ast.parse(inspect.getsource(inspect.getmodule(cls) or cls))
+    except (OSError, TypeError, SyntaxError):  # typed in, or edited since it was imported
+        return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
