@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from fingerbench.errors import UserError
-from fingerbench.nets import ARCHITECTURES, DETECTORS, Normalise, final_layer, network
+from fingerbench.nets import ARCHITECTURES, DETECTORS, Normalise, Subsampled, final_layer, network
 from fingerbench.nets.blocks import Residual
 
 PARAMETERS = {
@@ -163,3 +165,18 @@ def test_unknown_name_names_its_neighbours():
 def test_width_must_be_positive(width):
     with pytest.raises(UserError, match="width"):
         network("resnet18", width=width)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_convolution_is_left_that_writes_past_its_memory(name):
+    convs = [part for part in network(name, 10, 1 / 16).modules() if isinstance(part, nn.Conv2d)]
+    strided = [conv for conv in convs if conv.kernel_size == (1, 1) != conv.stride]
+    assert not any(type(conv) is nn.Conv2d and conv.in_channels < 8 for conv in strided)
+
+
+def test_what_is_left_out_first_would_not_have_been_read():
+    conv = nn.Conv2d(4, 6, 1, stride=2)
+    other = copy.deepcopy(conv)
+    other.__class__ = Subsampled
+    x = torch.rand(3, 4, 9, 8)
+    torch.testing.assert_close(other(x), conv(x))
