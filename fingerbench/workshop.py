@@ -117,11 +117,14 @@ def pick_bfloat16(precision: str, device: torch.device, architecture: str) -> bo
         raise unknown("precision", precision, ["auto", "float32", "bfloat16"])
     if precision != "auto":
         return precision == "bfloat16"
+    return native_bfloat16(device) and (device.type == "cuda" or architecture not in FLOAT32_ON_CPU)
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device computes in bfloat16; where it is emulated, it is slower than float32, on a CPU by far."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Elsewhere bfloat16 is emulated, and slower than float32.
-    native = device.type == "cpu" and bfloat16_unit() is not None
-    return native and architecture not in FLOAT32_ON_CPU
+    return device.type == "cpu" and bfloat16_unit() is not None
 
 
 def pick_compiled(wanted: str, device: torch.device, architecture: str) -> bool:

@@ -13,6 +13,7 @@ from fingerbench.bench import Bench
 from fingerbench.cost import Sizes, effort
 from fingerbench.evaluate import gates
 from fingerbench.nets import network
+from fingerbench.workshop import native_bfloat16
 
 
 @pytest.fixture
@@ -36,7 +37,10 @@ def test_train_speed_measures_three_loops_and_their_ratios(tmp_path):
     _, _, *rows = columns(output)
     assert [row[0] for row in rows] == ["resnet18", "vgg13_bn"]
     for _, plain, low, high, gain, picked, ratio, share in rows:
-        assert float(gain) == pytest.approx(float(high) / float(low), abs=0.02)
+        if native_bfloat16(torch.device("cpu")):
+            assert float(gain) == pytest.approx(float(high) / float(low), abs=0.02)
+        else:  # where it is emulated a batch takes minutes
+            assert high == gain == "-" and picked == "float32"
         chosen = float(high if picked == "bfloat16" else low)
         assert float(ratio) == pytest.approx(chosen / float(plain), abs=0.02) and 0 < float(share[:-1]) < 100
 
