@@ -105,6 +105,19 @@ def test_networks_of_the_sources_half_are_a_kind_of_their_own():
     assert replace(cleared, controls=(0.1,) * 9).p == 0.1
 
 
+def test_what_a_given_source_saw_is_not_known(copy):
+    lone = Verdict("ipguard", 100, 0.9, (0.1, 0.2), (), origins=(0.1, 0.2), constant=None, given=True)
+    unknown = "; what else the given source saw is not known here\n"
+    assert "\nnone was trained on half A; one that was may score like a thief: " in str(lone) and unknown in str(lone)
+    assert "saw the source's" not in str(lone)
+    assert f"\n1 of the 2 that were trained on half A do{unknown}" in str(replace(lone, same_half=(0.95, 0.3)))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert not fb.case(copy).verdict([1] * 20).given
+    manifest["config"]["zoo"]["weights"] = "mine.safetensors"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert unknown in str(fb.case(copy).verdict([1] * 20))
+
+
 def test_the_kinds_of_independent_networks_come_from_the_run():
     case, answers = outputs_case(), [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
     frame = case.scores

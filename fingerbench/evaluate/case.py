@@ -48,6 +48,7 @@ class Verdict:
     zoo: str = ""  # which gates those suspects break, if any
     controls: tuple[float, ...] = ()  # scores of models outside the zoo that are known to be independent
     same_half: tuple[float, ...] = ()  # of independent suspects that were trained on the source's half of the images
+    given: bool = False  # by `zoo.weights`: the owner alone knows which images the source saw
 
     @property
     def as_high(self) -> int:
@@ -90,19 +91,12 @@ class Verdict:
         controls = (
             f"{self._as_high(self.controls)} of {len(self.controls)} controls score as high{_highest(self.controls)}"
         )
-        seen = (
-            "none of them saw the source's images; one that did may score like a thief: "
-            "attack=[all,same-half] asks some"
-        )
-        if self.same_half:
-            counted = f"{self._as_high(self.same_half)} of the {len(self.same_half)}"
-            seen = f"{counted} that saw the source's half of the images do"
         least = "" if self._as_high(self._peers) else f"; {len(self._peers)} cannot say less"
         lines = [
             f"{self.method}: score {self.score:.5g} on {self.queries} queries{same}",
             f"{self.as_high} of {len(self.independent)} independent suspects score as high{_highest(self.independent)}",
             descent,
-            seen,
+            self._seen(),
             f"{self.lower} of {len(self.stolen)} stolen ones score lower",
             *([controls] if self.controls else []),
             f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like "
@@ -110,6 +104,18 @@ class Verdict:
             *([f"{self.zoo}; so its models say less about others"] if self.zoo else []),
         ]
         return "\n".join(lines)
+
+    def _seen(self) -> str:
+        """Return what is known of the images that the source and the independent suspects saw."""
+        counted = f"{self._as_high(self.same_half)} of the {len(self.same_half)}"
+        others = "may score like a thief: attack=[all,same-half] asks some"
+        if self.given:
+            here = f"{counted} that were trained on half A do" if self.same_half else "none was trained on half A"
+            lacking = "" if self.same_half else f"; one that was {others}"
+            return f"{here}{lacking}; what else the given source saw is not known here"
+        if self.same_half:
+            return f"{counted} that saw the source's half of the images do"
+        return f"none of them saw the source's images; one that did {others}"
 
 
 def _highest(scores: Sequence[float]) -> str:
@@ -125,6 +131,7 @@ class Case:
     scores: DataFrame  # of the run, as `report.read_scores` gives them
     outputs: int  # of a model: classes
     zoo: str = ""  # which gates the run's suspects break, if any
+    given: bool = False  # the run's source, by `zoo.weights`
 
     @property
     def queries(self) -> Tensor:
@@ -150,8 +157,8 @@ class Case:
         stolen, independent, others, same_half = (
             tuple(scores.tolist()) for scores in (*sides, highest[~same], highest[same])
         )
-        queries = len(self.fingerprint)
-        return Verdict(label, queries, score, independent, stolen, others, constant, self.zoo, tuple(known), same_half)
+        about = (constant, self.zoo, tuple(known), same_half, self.given)
+        return Verdict(label, len(self.fingerprint), score, independent, stolen, others, *about)
 
     def _score(self, responses: Tensor) -> float:
         try:
@@ -218,24 +225,25 @@ def case(run: Path | str, *words: str) -> Case:
     asked = int(found.scores["queries"].iloc[0])
     require(len(fingerprint) == asked, f"{folder}: fingerprint.safetensors", f"{asked} queries", len(fingerprint))
     require(asked > 0, str(folder), "a run whose method found queries", fingerprint.note)
-    method, outputs = _judge(folder / "manifest.json", words)
+    method, outputs, given = _judge(folder / "manifest.json", words)
     findings = gates.read(folder)
     zoo = "" if findings["holds"].all() else gates.complaint(findings)
-    return Case(method, fingerprint, found.scores, outputs, zoo)
+    return Case(method, fingerprint, found.scores, outputs, zoo, given)
 
 
-def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int]:
-    """Return the method of a run, as its manifest says, and the number of outputs of a model."""
+def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int, bool]:
+    """Return, as its manifest says, the method of a run, the outputs of a model, and whether the source was given."""
     manifest = report.read_json(path)
     try:
         settings, outputs = dict(manifest["config"]["method"]), manifest.get("outputs")
+        given = dict(manifest["config"].get("zoo", {})).get("weights") is not None
         name = str(settings["name"])
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: does not say which method it ran ({one_line(error)}); run it again") from error
     sound = isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0
     require(sound, str(path), "the number of outputs, as runs have it from now on: run its command again", outputs)
     try:
-        return _method(name, settings, words), outputs
+        return _method(name, settings, words), outputs, given
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
