@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fingerbench import config, files, status
 from fingerbench.api import Fingerprinter
-from fingerbench.errors import UserError, one_line, require, require_empty, writing
+from fingerbench.errors import LONGEST, UserError, one_line, require, require_empty, writing
 from fingerbench.evaluate import gates, metrics, report
 from fingerbench.fingerprints import read_fingerprint
 from fingerbench.ops import eight_bit
@@ -148,7 +148,8 @@ class Case:
         Raises:
             UserError: they are not such answers.
         """
-        score, *known = (self._score(self._responses(_tensor(one))) for one in (answers, *controls))
+        every = {"answers": answers} | {f"controls[{i}]": control for i, control in enumerate(controls)}
+        score, *known = (self._score(self._responses(_tensor(one, what), what)) for what, one in every.items())
         sides = metrics.sides(self.scores, "score_8bit")
         highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().astype(float)
         same = highest.index.str.startswith("same-half/")
@@ -173,34 +174,46 @@ class Case:
             labels = torch.full((len(self.fingerprint),), label)
             yield labels if labelled else F.one_hot(labels, self.outputs).float()
 
-    def _responses(self, answers: Tensor) -> Tensor:
+    def _responses(self, answers: Tensor, what: str) -> Tensor:
         n, labelled = len(self.fingerprint), self.method.access == "label"
-        shape, what = ((n,), "the label") if labelled else ((n, self.outputs), "what the API says, not a label alone,")
-        require(answers.shape == shape, "answers", f"the shape {shape}, {what} of each query", tuple(answers.shape))
-        numbers = answers.double()
-        require(bool(numbers.isfinite().all()), "answers", "finite numbers", "others")
-        if labelled:
-            odd = numbers[(numbers != numbers.round()) | (numbers < 0) | (numbers >= self.outputs)].tolist()
-            some = ", ".join(f"{number:g}" for number in odd[:3])
-            require(not odd, "answers", f"labels, whole numbers from 0 to {self.outputs - 1}", some)
-            return answers.long()
-        if "labels" in self.fingerprint.state:  # else a regression
-            sums, outside = numbers.sum(1), (numbers - 0.5).abs().amax(1) > 0.5 + ROUNDING
-            odd = numbers[outside | ((sums - 1).abs() > ROUNDING * self.outputs)].tolist()
-            require(not odd, "answers", "probabilities that sum to 1 (the softmax of logits)", odd[:1])
-        return answers.float()
+        shape, asked = ((n,), "the label") if labelled else ((n, self.outputs), "what the API says, not a label alone,")
+        require(answers.shape == shape, what, f"the shape {shape}, {asked} of each query", tuple(answers.shape))
+        self.require_sound(answers.double(), [f"{what}[{i}]" for i in range(n)])
+        return answers.long() if labelled else answers.float()
+
+    def require_sound(self, answers: Tensor, rows: Sequence[str]) -> None:
+        """Raise a UserError that names the first of `rows`, a name a query, whose answer no model of the run gives.
+
+        answers: float64 (n,) or (n, outputs), by the access of the method.
+        """
+        expected, odd = "finite numbers", ~answers.reshape(len(rows), -1).isfinite().all(1)
+        if not odd.any() and self.method.access == "label":
+            expected = f"labels, whole numbers from 0 to {self.outputs - 1}"
+            odd = (answers != answers.round()) | (answers < 0) | (answers >= self.outputs)
+        elif not odd.any() and "labels" in self.fingerprint.state:  # else a regression
+            expected = "probabilities that sum to 1 (the softmax of logits)"
+            outside = (answers - 0.5).abs().amax(1) > 0.5 + ROUNDING
+            odd = outside | ((answers.sum(1) - 1).abs() > ROUNDING * self.outputs)
+        if odd.any():
+            first = int(odd.nonzero()[0])
+            got = ", ".join(f"{number:g}" for number in answers[first].reshape(-1).tolist())
+            raise UserError(f"{rows[first]}: expected {expected}; got {_short(got)}")
 
 
-def _tensor(answers: Any) -> Tensor:
+def _tensor(answers: Any, what: str) -> Tensor:
     if isinstance(answers, list | tuple):  # such as of one tensor an image, on a GPU or with a gradient
         answers = [one.detach().cpu() if isinstance(one, Tensor) else one for one in answers]
     try:
         found = answers.detach().cpu() if isinstance(answers, Tensor) else torch.from_numpy(np.array(answers))
     except (TypeError, ValueError, RuntimeError) as error:  # texts; rows of several lengths
-        raise UserError(f"answers: expected a number, or a row of them, for each query ({one_line(error)})") from error
+        raise UserError(f"{what}: expected a number, or a row of them, for each query ({one_line(error)})") from error
     real = not found.is_complex() and found.dtype != torch.bool
-    require(real, "answers", "numbers", str(found.dtype))
+    require(real, what, "numbers", str(found.dtype))
     return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def case(run: Path | str, *words: str) -> Case:
@@ -307,7 +320,7 @@ def read_answers(case: Case, path: Path) -> Tensor:
     """Read an ANSWERS that was filled in: a row a query, in any order; other columns than those of `write` are ignored.
 
     Raises:
-        UserError: it is no such table, it is of another run, or an answer is missing.
+        UserError: it is no such table, it is of another run, or an answer is missing or none that a model gives.
     """
     import pandas as pd
 
@@ -331,7 +344,8 @@ def read_answers(case: Case, path: Path) -> Tensor:
         raise UserError(f"{path}: no row for {len(lacking)} of {len(names)} queries, such as {lacking[0]}; {hint}")
     twice = frame.index[frame.index.duplicated() & frame.index.isin(names)]
     require(not len(twice), str(path), "one row a query", f"several for {', '.join(twice[:1])}")
-    require(set(columns) <= set(frame.columns), str(path), f"columns {', '.join(columns)}", ", ".join(frame.columns))
+    named = _short(", ".join(columns))
+    require(set(columns) <= set(frame.columns), str(path), f"columns {named}", _short(", ".join(frame.columns)))
     cells = frame.loc[names, columns]
     numbers = cells.apply(pd.to_numeric, errors="coerce")
     odd = numbers.isna().any(axis=1)
@@ -339,6 +353,8 @@ def read_answers(case: Case, path: Path) -> Tensor:
         row = cells[odd].iloc[0]
         got = ", ".join(filter(None, row)) or "nothing"
         hint = "classes are numbers from 0" if columns == [LABEL] else "write 0.76, not 76%"
-        raise UserError(f"{path}: {row.name}: expected a number in {', '.join(columns)}; got {got}; {hint}")
+        raise UserError(f"{path}: {row.name}: expected a number in {named}; got {_short(got)}; {hint}")
     answers = torch.tensor(numbers.to_numpy(float))
-    return answers[:, 0] if columns == [LABEL] else answers
+    answers = answers[:, 0] if columns == [LABEL] else answers
+    case.require_sound(answers, [f"{path}: {name}" for name in names])
+    return answers
