@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,10 +147,12 @@ class Case:
         controls: such answers of others, each known to be independent of the source and of the others.
 
         Raises:
-            UserError: they are not such answers.
+            UserError: they are not such answers, or those of one model twice.
         """
         every = {"answers": answers} | {f"controls[{i}]": control for i, control in enumerate(controls)}
-        score, *known = (self._score(self._responses(_tensor(one, what), what)) for what, one in every.items())
+        responses = {what: self._responses(_tensor(one, what), what) for what, one in every.items()}
+        require_apart(responses)
+        score, *known = map(self._score, responses.values())
         sides = metrics.sides(self.scores, "score_8bit")
         highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().astype(float)
         same = highest.index.str.startswith("same-half/")
@@ -198,6 +201,13 @@ class Case:
             first = int(odd.nonzero()[0])
             got = ", ".join(f"{number:g}" for number in answers[first].reshape(-1).tolist())
             raise UserError(f"{rows[first]}: expected {expected}; got {_short(got)}")
+
+
+def require_apart(answers: Mapping[str, Tensor]) -> None:
+    """Raise a UserError that names the first two that hold the same answers: one model must not count twice in p."""
+    for one, other in itertools.combinations(answers, 2):
+        if torch.equal(answers[one], answers[other]):
+            raise UserError(f"{one} and {other} hold the same answers; each control must be another model")
 
 
 def _tensor(answers: Any, what: str) -> Tensor:
