@@ -185,7 +185,8 @@ def _explained(words: Sequence[str] = ()) -> Iterator[None]:
     except MissingConfigException as error:
         raise _missing(error) from None
     except OverrideParseException as error:
-        raise UserError(f"cannot read {error.override!r}: expected key=value; a list is attack=[prune,noise]") from None
+        hint = f"a list is attack=[prune,noise]{_quoted(error.override or '')}"
+        raise UserError(f"cannot read {error.override!r}: expected key=value; {hint}") from None
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misplaced(error, words) from None
     except YAMLError as error:
@@ -194,6 +195,15 @@ def _explained(words: Sequence[str] = ()) -> Iterator[None]:
         raise UserError(f"{place}: not YAML ({getattr(error, 'problem', None) or one_line(error)}); mend it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"a config file on the search path is not UTF-8 ({error}); save it as UTF-8") from None
+
+
+def _quoted(word: str) -> str:
+    """Return how to write a word with signs in its value that Hydra reads in quotes alone; empty where it is a list."""
+    key, _, value = word.partition("=")
+    if not value or value[0] in "[{'\"" or "$" in value:
+        return ""
+    escaped = value.replace("'", "\\'")
+    return f"; a value with signs such as = or ü stands in quotes: \"{key}='{escaped}'\""
 
 
 def _missing(error: MissingConfigException) -> UserError:
