@@ -259,7 +259,7 @@ def _queries(parsed: argparse.Namespace) -> None:
 
 def _verdict(parsed: argparse.Namespace) -> None:
     from fingerbench import config
-    from fingerbench.evaluate.case import case, read_answers
+    from fingerbench.evaluate.case import case, read_answers, require_apart
 
     after = config.searched(parsed.controls)  # which may stand behind the files
     found = case(parsed.run, *parsed.overrides, *after)
@@ -267,7 +267,9 @@ def _verdict(parsed: argparse.Namespace) -> None:
     twice = [path for i, path in enumerate(paths) if path.resolve() in [earlier.resolve() for earlier in paths[:i]]]
     expected = "the answers of one model a file, the suspect's not among them"
     require(not twice, "--controls", expected, ", ".join(map(str, twice[:1])))
-    answers, *controls = (read_answers(found, path) for path in paths)
+    read = {str(path): read_answers(found, path) for path in paths}
+    require_apart(read)
+    answers, *controls = read.values()
     verdict = found.verdict(answers, controls)
     numbers = {"p": verdict.p, "as_high": verdict.as_high, "lower": verdict.lower}
     _out(json.dumps(asdict(verdict) | numbers, indent=1) if parsed.json else str(verdict))

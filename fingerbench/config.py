@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -31,6 +31,9 @@ RESERVED = ("name", "licence", "constants")
 WHERE = ("launcher", "shard")
 LOCAL = (*WHERE, "store", "locks", "data.root", "data.transfer_root", "zoo.weights", "jobs", "device")
 
+# Groups of which there is one choice; `attack` and `logger` take lists.
+SINGLE = ("method", "data", "gan", "evasion", "surrogates", "profile", "recipe", "zoo", "launcher", "experiment")
+
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Return the configuration for command-line `overrides` such as "method=ipguard".
@@ -39,7 +42,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         UserError: a name or key that does not exist, with the nearest that do.
     """
     with _hydra(), _explained(overrides):
-        return hydra_compose("config", overrides=list(overrides))
+        return _composed(overrides)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -54,18 +57,30 @@ def check(arguments: Sequence[str]) -> None:
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
-        whole = hydra_compose("config", overrides=fixed, return_hydra_config=True)
+        whole = _composed(fixed, return_hydra_config=True)
         many = whole.hydra.mode == RunMode.MULTIRUN or given.multirun
         if swept and not many:
             key, _, values = (swept[0].input_line or "").partition("=")
             if "experiment" in whole:
                 varied = "what it varies stands in experiment.grid.KEY=[...] and experiment.seeds=[...]"
                 raise UserError(f"{key}={values}: an experiment takes one value of a key; {varied}")
-            raise UserError(f"{key}={values} is a sweep: add -m for one run each, or write {key}=[{values}] for a list")
+            listed = key in ("attack", "logger") or isinstance(OmegaConf.select(whole, key), ListConfig)
+            hint = f", or write {key}=[{values}] for a list" if listed else ""
+            raise UserError(f"{key}={values} is a sweep: add -m for one run each{hint}")
         for override in swept:
             for choice in _choices(override):
-                hydra_compose("config", overrides=[*fixed, choice])
+                _composed([*fixed, choice])
         cluster.check(whole.hydra, bool(many))
+
+
+def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
+    """Compose, but for several choices of a group of which there is one: Hydra takes the last without a word."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, value = override.key_or_group, override.value()
+        if group in SINGLE and isinstance(value, list) and len(value) != 1:
+            sweep = f", or {group}={','.join(map(str, value))} with -m for one run each" if value else ""
+            raise UserError(f"{override.input_line}: expected one choice; got {len(value)}; give one{sweep}")
+    return hydra_compose("config", overrides=list(overrides), **more)
 
 
 def searched(words: Sequence[str]) -> list[str]:
@@ -185,7 +200,8 @@ def _explained(words: Sequence[str] = ()) -> Iterator[None]:
     except MissingConfigException as error:
         raise _missing(error) from None
     except OverrideParseException as error:
-        raise UserError(f"cannot read {error.override!r}: expected key=value; a list is attack=[prune,noise]") from None
+        hint = f"a list is attack=[prune,noise]{_quoted(error.override or '')}"
+        raise UserError(f"cannot read {error.override!r}: expected key=value; {hint}") from None
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misplaced(error, words) from None
     except YAMLError as error:
@@ -194,6 +210,15 @@ def _explained(words: Sequence[str] = ()) -> Iterator[None]:
         raise UserError(f"{place}: not YAML ({getattr(error, 'problem', None) or one_line(error)}); mend it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"a config file on the search path is not UTF-8 ({error}); save it as UTF-8") from None
+
+
+def _quoted(word: str) -> str:
+    """Return how to write a word with signs in its value that Hydra reads in quotes alone; empty where it is a list."""
+    key, _, value = word.partition("=")
+    if not value or value[0] in "[{'\"" or "$" in value:
+        return ""
+    escaped = value.replace("'", "\\'")
+    return f"; a value with signs such as = or ü stands in quotes: \"{key}='{escaped}'\""
 
 
 def _missing(error: MissingConfigException) -> UserError:

@@ -105,6 +105,19 @@ def test_networks_of_the_sources_half_are_a_kind_of_their_own():
     assert replace(cleared, controls=(0.1,) * 9).p == 0.1
 
 
+def test_what_a_given_source_saw_is_not_known(copy):
+    lone = Verdict("ipguard", 100, 0.9, (0.1, 0.2), (), origins=(0.1, 0.2), constant=None, given=True)
+    unknown = "; what else the given source saw is not known here\n"
+    assert "\nnone was trained on half A; one that was may score like a thief: " in str(lone) and unknown in str(lone)
+    assert "saw the source's" not in str(lone)
+    assert f"\n1 of the 2 that were trained on half A do{unknown}" in str(replace(lone, same_half=(0.95, 0.3)))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert not fb.case(copy).verdict([1] * 20).given
+    manifest["config"]["zoo"]["weights"] = "mine.safetensors"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert unknown in str(fb.case(copy).verdict([1] * 20))
+
+
 def test_the_kinds_of_independent_networks_come_from_the_run():
     case, answers = outputs_case(), [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
     frame = case.scores
@@ -154,8 +167,12 @@ def test_a_method_with_outputs_takes_probabilities():
     with pytest.raises(UserError, match=r"the shape \(2, 3\), what the API says, not a label alone, of each query"):
         case.verdict([0, 1])
     for odd in ([7, 2, 1], [0.5, 0.6, -0.1], [0.35, 0.1, 0.05], [1, 1, 1]):
-        with pytest.raises(UserError, match=r"answers: expected probabilities that sum to 1 .*; got \[\["):
-            case.verdict([odd, answers[1]])
+        with pytest.raises(UserError, match=r"^answers\[1\]: expected probabilities that sum to 1 .*; got [\d., -]+$"):
+            case.verdict([answers[1], odd])
+    with pytest.raises(UserError, match=r"^controls\[1\]\[0\]: expected probabilities .*; got 7, 2, 1$"):
+        case.verdict(answers, [answers[::-1], [[7, 2, 1], answers[1]]])
+    with pytest.raises(UserError, match=r"^answers\[0\]: expected finite numbers; got nan, 0.2, 0.1$"):
+        case.verdict([[float("nan"), 0.2, 0.1], answers[1]])
     assert case.verdict([[0.33, 0.33, 0.33], [1, 0, 0]]).score  # rounded
     assert outputs_case(answers=torch.zeros(2, 3)).verdict([[7, 2, 1], [-3, 1, 0.1]]).constant is None  # a regression
 
@@ -165,12 +182,12 @@ def test_a_method_with_outputs_takes_probabilities():
     [
         ([1] * 19, r"answers: expected the shape \(20,\), the label of each query; got \(19,\)"),
         ([[1] * 10] * 20, r"expected the shape \(20,\)"),
-        ([1.5] * 20, r"labels, whole numbers from 0 to 9; got '1.5, 1.5, 1.5'"),
-        ([1] * 19 + [10], r"from 0 to 9; got '10'"),
+        ([1.5] * 20, r"answers\[0\]: expected labels, whole numbers from 0 to 9; got 1.5"),
+        ([1] * 19 + [10], r"^answers\[19\]: expected labels, whole numbers from 0 to 9; got 10$"),
         ([1j] * 20, "answers: expected numbers; got 'torch.complex128'"),
         ([True] * 20, "answers: expected numbers; got 'torch.bool'"),
         ([-1] * 20, "from 0"),
-        ([float("nan")] * 20, "answers: expected finite numbers"),
+        ([float("nan")] * 20, r"answers\[0\]: expected finite numbers"),
         (["cat"] * 20, "answers: expected a number, or a row of them, for each query"),
         ([[1], [1, 2]] * 10, "answers: expected a number, or a row of them, for each query"),
     ],
@@ -203,6 +220,12 @@ def filled(names, head="query,label", answer=",1"):
             lambda names: filled(names, answer=",cat"),
             "{first}: expected a number in label; got cat; classes are numbers",
         ),
+        (
+            lambda names: filled(names[:3]) + filled(names[3:], "", ",10").lstrip(),
+            "answers.csv: {fourth}: expected labels, whole numbers from 0 to 9; got 10\n",
+        ),
+        (lambda names: filled(names, answer=",inf"), "answers.csv: {first}: expected finite numbers; got inf\n"),
+        (lambda names: filled(names, answer=f",{'cat' * 99}"), "catca...; classes are numbers"),
         (lambda names: filled(names, "query,answer"), "expected columns label; got 'answer'"),
         (lambda names: "", "no table (No columns to parse from file)"),
         (lambda names: filled(names, "image,label"), "no table (no 'query')"),
@@ -211,9 +234,21 @@ def filled(names, head="query,label", answer=",1"):
 def test_a_table_that_is_not_filled_in_is_refused(built, names, tmp_path, capsys, change, said):
     (tmp_path / "answers.csv").write_text(change(names))
     assert main(["verdict", str(built[1]), str(tmp_path / "answers.csv")]) == 2
-    assert said.format(first=names[0]) in capsys.readouterr().err
+    assert said.format(first=names[0], fourth=names[3]) in capsys.readouterr().err
     assert main(["verdict", str(built[1]), str(tmp_path / "none.csv")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_one_model_under_two_names_is_refused(built, names, tmp_path, capsys):
+    a, b, c, d = (tmp_path / f"{letter}.csv" for letter in "abcd")
+    for path, answer in ((a, ",1"), (b, ",2"), (c, ",2.0"), (d, ",1")):
+        path.write_text(filled(names, answer=answer))
+    for one, other, controls in ((b, c, [b, c]), (a, d, [b, d])):
+        assert main(["verdict", str(built[1]), str(a), "--controls", *map(str, controls)]) == 2
+        said = f"error: {one} and {other} hold the same answers; each control must be another model\n"
+        assert capsys.readouterr().err == said
+    with pytest.raises(UserError, match=r"^answers and controls\[1\] hold the same answers; each control must"):
+        fb.case(built[1]).verdict([1] * 20, [[2] * 20, [1] * 20])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.errors import UserError
 from fingerbench.evaluate import experiment, metrics, plots, tables
-from fingerbench.evaluate.captions import incomparable
+from fingerbench.evaluate.captions import caption, incomparable
 from fingerbench.evaluate.panels import Panel, bar_panels, line_panels
 from fingerbench.evaluate.report import Run
 
@@ -100,6 +100,16 @@ def test_a_caption_says_what_differs_from_the_papers_profile(words, said):
     words = ["data=cifar10", *(["profile=paper"] if "profile=" not in str(words) else []), *words]
     found = incomparable(Bench(config.compose(words), words))
     assert said in found if said else found == ""
+
+
+def test_a_caption_names_a_zoo_that_is_not_the_first():
+    zoos = [[at(cell, 0) for cell in cells("methods", PAIR, seeds=[0])[1]] for _ in range(2)]
+    for cell in zoos[1]:
+        cell.bench.settings.zoo.seed = 1
+    first, second, both = (caption(drawn, queries=False) for drawn in (*zoos, zoos[0] + zoos[1]))
+    assert first.startswith("digits/resnet18, profile demo, seed 0; ") and both == first
+    assert second == first.replace("seed 0; ", "seed 0, zoo seed 1; ")
+    assert caption([*zoos[1], *zoos[0]], queries=False) == first
 
 
 def test_no_method_waits_for_suspects(monkeypatch):

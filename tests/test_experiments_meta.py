@@ -209,7 +209,7 @@ def test_several_zoos_have_means_ranges_and_ranks(draw):
     assert shown.loc["akh", "rank by ARUC"] == " to ".join(map(str, sorted(places)))
     left, _ = drawn.exhibits[1].figure.axes
     assert len(left.collections[-1].get_offsets()) == 2 * 3
-    assert "Zoos of seeds 0, 1, 2:" in drawn.exhibits[1].caption
+    assert "Zoos of seeds 0, 1, 2:" in drawn.exhibits[1].caption and "zoo seed" not in drawn.exhibits[1].caption
 
 
 def test_figure_5_asks_the_source_alone(draw):

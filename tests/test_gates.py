@@ -125,6 +125,21 @@ def test_the_complaint_names_gates_numbers_and_the_worst_three():
     )
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [(0.7477, "0.748 < 0.765"), (0.76499, "0.76499 < 0.76500"), (0.7649, "0.7649 < 0.7650")],
+)
+def test_a_value_and_its_limit_are_told_apart(accuracy, said):
+    found = findings(table(accuracy={"knockoff/vgg": accuracy, "mirror/knockoff/vgg": accuracy}))
+    assert f"(knockoff/vgg {said})" in gates.complaint(found)
+    assert f"kept {said.replace('<', 'with limit')}" in gates.summary(found)
+
+
+def test_equal_ones_have_three_decimals():
+    found = findings(table(agreement={"mirror/prune/0.1": 0.95}))
+    assert "agreement of 1 suspect (prune/0.1 0.950 <= 0.950)" in gates.complaint(found)
+
+
 def test_rates_are_named_where_networks_collapsed():
     assert gates._rates(findings(table())) == ""
     assert gates._rates(findings(table(accuracy={"mirror/prune/0.1": 0.94}))) == ""

@@ -133,9 +133,20 @@ def test_bootstrap_is_deterministic_and_covers(statistic):
 
 def test_bootstrap_of_a_mean_is_the_textbook_interval():
     positive = np.random.default_rng(0).uniform(0, 1, 400)
-    low, high = metrics.bootstrap(lambda p, n: p.mean(), positive, [0.0])
+    low, high = metrics.bootstrap(lambda p, n: p.mean(), positive, [0.0] * 2)
     half = 1.96 * positive.std() / np.sqrt(400)
     assert (low, high) == pytest.approx((positive.mean() - half, positive.mean() + half), abs=0.1 * half)
+
+
+@pytest.mark.parametrize(
+    ("kept", "defined"), [([0, 4], False), ([0, 1, 4], False), ([0, 4, 5], False), ([0, 1, 4, 5], True)]
+)
+def test_one_suspect_of_a_side_leaves_nothing_to_draw(kept, defined):
+    found = metrics.summary(frame([ROWS[i] for i in kept]))
+    assert found["auc"] is not None and (found["auc_interval"] is not None) == defined
+    assert (tables.totals_table(found).set_index("metric")["low"]["ARUC"] >= 0) == defined
+    one = metrics.bootstrap(metrics.mean_over_runs(metrics.auc), [[0.9], [0.8]], [[0.1, 0.2]] * 2)
+    assert np.isnan(one).all()
 
 
 def test_bootstrap_draws_the_same_models_for_all_runs():

@@ -122,6 +122,17 @@ def test_a_method_under_an_evasion_is_told_apart(runs, tmp_path):
     assert "evasion" not in caption_of(scores())
 
 
+def test_one_suspect_a_side_has_no_interval_and_one_of_an_older_run_is_read(tmp_path):
+    two = [scores("beta", seed).groupby("pirated").head(1) for seed in (0, 1)]
+    folders = [write(tmp_path / "runs" / str(seed), frame) for seed, frame in enumerate(two)]
+    path = folders[0] / "metrics.json"
+    found = json.loads(path.read_text())
+    assert found["auc_interval"] is None
+    path.write_text(json.dumps(found | {"auc_interval": [found["auc"]] * 2}))  # as it was written once
+    table = report([tmp_path / "runs"], tmp_path / "out").table.set_index("seed")
+    assert table.loc["0", "auc_low"] == found["auc"] and table.loc[["1", "mean"], "auc_low"].isna().all()
+
+
 def test_scores_from_before_there_were_evasions_are_read(tmp_path):
     folder = write(tmp_path / "run", scores().drop(columns=["accuracy", "evasion"]))
     back = read_scores(folder / "scores.csv")

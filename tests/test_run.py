@@ -124,6 +124,7 @@ def test_a_run_folder_that_cannot_be_made_gives_one_line(tmp_path):
     assert "error: cannot write to" in output and "hydra.run.dir=DIR" in output and "Traceback" not in output
 
 
+QUOTED = 'expected key=value; a list is attack=[prune,noise]; a value with signs such as = or ü stands in quotes: "'
 BAD = [
     ("method=ipgard", "unknown method 'ipgard'; did you mean 'ipguard'?"),
     ("attack=[prune,nois]", "unknown attack 'nois'; did you mean 'noise'?"),
@@ -140,7 +141,18 @@ BAD = [
     ("zoo.source=resnet81", "unknown architecture 'resnet81'; did you mean 'resnet18'"),
     ("zoo.architectures=[resnet18,vgg13]", "unknown architecture 'vgg13'; did you mean 'vgg13_bn'"),
     ("attack=prune,noise", "attack=prune,noise is a sweep: add -m for one run each, or write attack=[prune,noise]"),
-    ("attack=[prune", "cannot read 'attack=[prune'"),
+    ("method=akh,random", "method=akh,random is a sweep: add -m for one run each\n"),
+    ("seed=0,1", "seed=0,1 is a sweep: add -m for one run each\n"),
+    ("gates.spared=a,b", "gates.spared=a,b is a sweep: add -m for one run each, or write gates.spared=[a,b] for a"),
+    (
+        "evasion=[mean,jpeg]",
+        "evasion=[mean,jpeg]: expected one choice; got 2; give one, or evasion=mean,jpeg with -m for one run each\n",
+    ),
+    ("method=[]", "method=[]: expected one choice; got 0; give one\n"),
+    ("attack=[prune", "cannot read 'attack=[prune': expected key=value; a list is attack=[prune,noise]\n"),
+    ("store=/tmp/a=b", f"cannot read 'store=/tmp/a=b': {QUOTED}store='/tmp/a=b'\"\n"),
+    ("data=imagefolder data.root=/tmp/ü", f"cannot read 'data.root=/tmp/ü': {QUOTED}data.root='/tmp/ü'\"\n"),
+    ("label=it's", f"cannot read \"label=it's\": {QUOTED}label='it\\'s'\"\n"),
     (
         "attack.noise.recipe.lr=1",
         "attack.noise.recipe.lr: attack.noise.recipe is a reference to ${zoo.tuning}; set",

@@ -24,6 +24,8 @@ HARMLESS += ("compiled", "deterministic", "precision", "replay")
 def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True) -> str:
     """Return what every caption of an experiment says: data set and source, profile, seeds, evasion, models, queries.
 
+    The seed of the zoo, too, where it is not 0; where there are several zoos, the experiment itself says which.
+
     paper: numbers of the paper stand beside ours; where they cannot be compared, the caption says so. queries: whether
     their number matters.
     """
@@ -32,11 +34,13 @@ def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True)
     asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
     count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
     evasions = {str(cell.bench.settings.evasion.name) for cell in drawn} - {"none"}
+    zoos = {cell.bench.settings.zoo.seed for cell in drawn}
     setting = tables.setting(
         f"{bench.settings.data.name}/{bench.settings.zoo.source}",
         bench.settings.profile,
         {cell.bench.settings.seed for cell in drawn},
         evasions.pop() if len(evasions) == 1 else "none",
+        zoos.pop() if len(zoos) == 1 else 0,
     )
     text = f"{setting}; {tables.suspects(sum(pirated), len(pirated) - sum(pirated))}{count}."
     return f"{text} {incomparable(bench)}".strip() if paper else text

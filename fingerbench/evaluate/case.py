@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from fingerbench import config, files, status
 from fingerbench.api import Fingerprinter
-from fingerbench.errors import UserError, one_line, require, require_empty, writing
+from fingerbench.errors import LONGEST, UserError, one_line, require, require_empty, writing
 from fingerbench.evaluate import gates, metrics, report
 from fingerbench.fingerprints import read_fingerprint
 from fingerbench.ops import eight_bit
@@ -48,6 +49,7 @@ class Verdict:
     zoo: str = ""  # which gates those suspects break, if any
     controls: tuple[float, ...] = ()  # scores of models outside the zoo that are known to be independent
     same_half: tuple[float, ...] = ()  # of independent suspects that were trained on the source's half of the images
+    given: bool = False  # by `zoo.weights`: the owner alone knows which images the source saw
 
     @property
     def as_high(self) -> int:
@@ -90,19 +92,12 @@ class Verdict:
         controls = (
             f"{self._as_high(self.controls)} of {len(self.controls)} controls score as high{_highest(self.controls)}"
         )
-        seen = (
-            "none of them saw the source's images; one that did may score like a thief: "
-            "attack=[all,same-half] asks some"
-        )
-        if self.same_half:
-            counted = f"{self._as_high(self.same_half)} of the {len(self.same_half)}"
-            seen = f"{counted} that saw the source's half of the images do"
         least = "" if self._as_high(self._peers) else f"; {len(self._peers)} cannot say less"
         lines = [
             f"{self.method}: score {self.score:.5g} on {self.queries} queries{same}",
             f"{self.as_high} of {len(self.independent)} independent suspects score as high{_highest(self.independent)}",
             descent,
-            seen,
+            self._seen(),
             f"{self.lower} of {len(self.stolen)} stolen ones score lower",
             *([controls] if self.controls else []),
             f"p = {self.p:.3g}: so likely, at most, an independent model scores as high, if it is like "
@@ -110,6 +105,18 @@ class Verdict:
             *([f"{self.zoo}; so its models say less about others"] if self.zoo else []),
         ]
         return "\n".join(lines)
+
+    def _seen(self) -> str:
+        """Return what is known of the images that the source and the independent suspects saw."""
+        counted = f"{self._as_high(self.same_half)} of the {len(self.same_half)}"
+        others = "may score like a thief: attack=[all,same-half] asks some"
+        if self.given:
+            here = f"{counted} that were trained on half A do" if self.same_half else "none was trained on half A"
+            lacking = "" if self.same_half else f"; one that was {others}"
+            return f"{here}{lacking}; what else the given source saw is not known here"
+        if self.same_half:
+            return f"{counted} that saw the source's half of the images do"
+        return f"none of them saw the source's images; one that did {others}"
 
 
 def _highest(scores: Sequence[float]) -> str:
@@ -125,6 +132,7 @@ class Case:
     scores: DataFrame  # of the run, as `report.read_scores` gives them
     outputs: int  # of a model: classes
     zoo: str = ""  # which gates the run's suspects break, if any
+    given: bool = False  # the run's source, by `zoo.weights`
 
     @property
     def queries(self) -> Tensor:
@@ -139,9 +147,12 @@ class Case:
         controls: such answers of others, each known to be independent of the source and of the others.
 
         Raises:
-            UserError: they are not such answers.
+            UserError: they are not such answers, or those of one model twice.
         """
-        score, *known = (self._score(self._responses(_tensor(one))) for one in (answers, *controls))
+        every = {"answers": answers} | {f"controls[{i}]": control for i, control in enumerate(controls)}
+        responses = {what: self._responses(_tensor(one, what), what) for what, one in every.items()}
+        require_apart(responses)
+        score, *known = map(self._score, responses.values())
         sides = metrics.sides(self.scores, "score_8bit")
         highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().astype(float)
         same = highest.index.str.startswith("same-half/")
@@ -150,8 +161,8 @@ class Case:
         stolen, independent, others, same_half = (
             tuple(scores.tolist()) for scores in (*sides, highest[~same], highest[same])
         )
-        queries = len(self.fingerprint)
-        return Verdict(label, queries, score, independent, stolen, others, constant, self.zoo, tuple(known), same_half)
+        about = (constant, self.zoo, tuple(known), same_half, self.given)
+        return Verdict(label, len(self.fingerprint), score, independent, stolen, others, *about)
 
     def _score(self, responses: Tensor) -> float:
         try:
@@ -166,34 +177,53 @@ class Case:
             labels = torch.full((len(self.fingerprint),), label)
             yield labels if labelled else F.one_hot(labels, self.outputs).float()
 
-    def _responses(self, answers: Tensor) -> Tensor:
+    def _responses(self, answers: Tensor, what: str) -> Tensor:
         n, labelled = len(self.fingerprint), self.method.access == "label"
-        shape, what = ((n,), "the label") if labelled else ((n, self.outputs), "what the API says, not a label alone,")
-        require(answers.shape == shape, "answers", f"the shape {shape}, {what} of each query", tuple(answers.shape))
-        numbers = answers.double()
-        require(bool(numbers.isfinite().all()), "answers", "finite numbers", "others")
-        if labelled:
-            odd = numbers[(numbers != numbers.round()) | (numbers < 0) | (numbers >= self.outputs)].tolist()
-            some = ", ".join(f"{number:g}" for number in odd[:3])
-            require(not odd, "answers", f"labels, whole numbers from 0 to {self.outputs - 1}", some)
-            return answers.long()
-        if "labels" in self.fingerprint.state:  # else a regression
-            sums, outside = numbers.sum(1), (numbers - 0.5).abs().amax(1) > 0.5 + ROUNDING
-            odd = numbers[outside | ((sums - 1).abs() > ROUNDING * self.outputs)].tolist()
-            require(not odd, "answers", "probabilities that sum to 1 (the softmax of logits)", odd[:1])
-        return answers.float()
+        shape, asked = ((n,), "the label") if labelled else ((n, self.outputs), "what the API says, not a label alone,")
+        require(answers.shape == shape, what, f"the shape {shape}, {asked} of each query", tuple(answers.shape))
+        self.require_sound(answers.double(), [f"{what}[{i}]" for i in range(n)])
+        return answers.long() if labelled else answers.float()
+
+    def require_sound(self, answers: Tensor, rows: Sequence[str]) -> None:
+        """Raise a UserError that names the first of `rows`, a name a query, whose answer no model of the run gives.
+
+        answers: float64 (n,) or (n, outputs), by the access of the method.
+        """
+        expected, odd = "finite numbers", ~answers.reshape(len(rows), -1).isfinite().all(1)
+        if not odd.any() and self.method.access == "label":
+            expected = f"labels, whole numbers from 0 to {self.outputs - 1}"
+            odd = (answers != answers.round()) | (answers < 0) | (answers >= self.outputs)
+        elif not odd.any() and "labels" in self.fingerprint.state:  # else a regression
+            expected = "probabilities that sum to 1 (the softmax of logits)"
+            outside = (answers - 0.5).abs().amax(1) > 0.5 + ROUNDING
+            odd = outside | ((answers.sum(1) - 1).abs() > ROUNDING * self.outputs)
+        if odd.any():
+            first = int(odd.nonzero()[0])
+            got = ", ".join(f"{number:g}" for number in answers[first].reshape(-1).tolist())
+            raise UserError(f"{rows[first]}: expected {expected}; got {_short(got)}")
 
 
-def _tensor(answers: Any) -> Tensor:
+def require_apart(answers: Mapping[str, Tensor]) -> None:
+    """Raise a UserError that names the first two that hold the same answers: one model must not count twice in p."""
+    for one, other in itertools.combinations(answers, 2):
+        if torch.equal(answers[one], answers[other]):
+            raise UserError(f"{one} and {other} hold the same answers; each control must be another model")
+
+
+def _tensor(answers: Any, what: str) -> Tensor:
     if isinstance(answers, list | tuple):  # such as of one tensor an image, on a GPU or with a gradient
         answers = [one.detach().cpu() if isinstance(one, Tensor) else one for one in answers]
     try:
         found = answers.detach().cpu() if isinstance(answers, Tensor) else torch.from_numpy(np.array(answers))
     except (TypeError, ValueError, RuntimeError) as error:  # texts; rows of several lengths
-        raise UserError(f"answers: expected a number, or a row of them, for each query ({one_line(error)})") from error
+        raise UserError(f"{what}: expected a number, or a row of them, for each query ({one_line(error)})") from error
     real = not found.is_complex() and found.dtype != torch.bool
-    require(real, "answers", "numbers", str(found.dtype))
+    require(real, what, "numbers", str(found.dtype))
     return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def case(run: Path | str, *words: str) -> Case:
@@ -218,24 +248,25 @@ def case(run: Path | str, *words: str) -> Case:
     asked = int(found.scores["queries"].iloc[0])
     require(len(fingerprint) == asked, f"{folder}: fingerprint.safetensors", f"{asked} queries", len(fingerprint))
     require(asked > 0, str(folder), "a run whose method found queries", fingerprint.note)
-    method, outputs = _judge(folder / "manifest.json", words)
+    method, outputs, given = _judge(folder / "manifest.json", words)
     findings = gates.read(folder)
     zoo = "" if findings["holds"].all() else gates.complaint(findings)
-    return Case(method, fingerprint, found.scores, outputs, zoo)
+    return Case(method, fingerprint, found.scores, outputs, zoo, given)
 
 
-def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int]:
-    """Return the method of a run, as its manifest says, and the number of outputs of a model."""
+def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int, bool]:
+    """Return, as its manifest says, the method of a run, the outputs of a model, and whether the source was given."""
     manifest = report.read_json(path)
     try:
         settings, outputs = dict(manifest["config"]["method"]), manifest.get("outputs")
+        given = dict(manifest["config"].get("zoo", {})).get("weights") is not None
         name = str(settings["name"])
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: does not say which method it ran ({one_line(error)}); run it again") from error
     sound = isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0
     require(sound, str(path), "the number of outputs, as runs have it from now on: run its command again", outputs)
     try:
-        return _method(name, settings, words), outputs
+        return _method(name, settings, words), outputs, given
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -299,7 +330,7 @@ def read_answers(case: Case, path: Path) -> Tensor:
     """Read an ANSWERS that was filled in: a row a query, in any order; other columns than those of `write` are ignored.
 
     Raises:
-        UserError: it is no such table, it is of another run, or an answer is missing.
+        UserError: it is no such table, it is of another run, or an answer is missing or none that a model gives.
     """
     import pandas as pd
 
@@ -323,7 +354,8 @@ def read_answers(case: Case, path: Path) -> Tensor:
         raise UserError(f"{path}: no row for {len(lacking)} of {len(names)} queries, such as {lacking[0]}; {hint}")
     twice = frame.index[frame.index.duplicated() & frame.index.isin(names)]
     require(not len(twice), str(path), "one row a query", f"several for {', '.join(twice[:1])}")
-    require(set(columns) <= set(frame.columns), str(path), f"columns {', '.join(columns)}", ", ".join(frame.columns))
+    named = _short(", ".join(columns))
+    require(set(columns) <= set(frame.columns), str(path), f"columns {named}", _short(", ".join(frame.columns)))
     cells = frame.loc[names, columns]
     numbers = cells.apply(pd.to_numeric, errors="coerce")
     odd = numbers.isna().any(axis=1)
@@ -331,6 +363,8 @@ def read_answers(case: Case, path: Path) -> Tensor:
         row = cells[odd].iloc[0]
         got = ", ".join(filter(None, row)) or "nothing"
         hint = "classes are numbers from 0" if columns == [LABEL] else "write 0.76, not 76%"
-        raise UserError(f"{path}: {row.name}: expected a number in {', '.join(columns)}; got {got}; {hint}")
+        raise UserError(f"{path}: {row.name}: expected a number in {named}; got {_short(got)}; {hint}")
     answers = torch.tensor(numbers.to_numpy(float))
-    return answers[:, 0] if columns == [LABEL] else answers
+    answers = answers[:, 0] if columns == [LABEL] else answers
+    case.require_sound(answers, [f"{path}: {name}" for name in names])
+    return answers

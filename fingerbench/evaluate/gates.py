@@ -250,8 +250,18 @@ def summary(findings: DataFrame) -> str:
     if not len(findings):
         return "gates: nothing to compare"
     worst = findings.loc[shortfall(findings).idxmax()]
-    where = f"{worst['suspect']}, {worst['gate']} {worst['value']:.3f} with limit {worst['limit']:.3f}"
+    value, limit = _apart(worst["value"], worst["limit"])
+    where = f"{worst['suspect']}, {worst['gate']} {value} with limit {limit}"
     return f"gates: {findings['holds'].sum()} of {len(findings)} hold; worst: {where}"
+
+
+def _apart(value: float, limit: float) -> tuple[str, str]:
+    """Return both with three decimals, or as many more as it takes to tell them apart; equal ones need none."""
+    for decimals in range(3, 13):  # findings have twelve
+        texts = f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
+        if value == limit or texts[0] != texts[1]:
+            break
+    return texts
 
 
 def complaint(findings: DataFrame) -> str:
@@ -261,7 +271,7 @@ def complaint(findings: DataFrame) -> str:
     parts = []
     for gate, (_, sign) in GATES.items():
         here = failed[failed["gate"] == gate]
-        worst = [f"{r.suspect} {r.value:.3f} {sign} {r.limit:.3f}" for r in here.head(NAMED).itertuples()]
+        worst = [f"{r.suspect} {f' {sign} '.join(_apart(r.value, r.limit))}" for r in here.head(NAMED).itertuples()]
         if worst:
             parts.append(f"{gate} of {len(here)} suspect{'s' * (len(here) > 1)} ({', '.join(worst)})")
     return f"gates: the zoo breaks {'; '.join(parts)}"

@@ -121,10 +121,11 @@ def bootstrap(
 
     positive, negative: (..., models); the models, the last axis, are drawn with replacement, positives and negatives
     separately, and the same for all leading indices (such as runs with several seeds over the same suspects). The
-    interval tells how much hangs on the choice of suspects. NaN, NaN if a side is empty.
+    interval tells how much hangs on the choice of suspects. NaN, NaN if a side has fewer than two, whose choice no
+    resample varies.
     """
     p, q = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
-    if not p.size or not q.size:
+    if not p.size or not q.size or min(p.shape[-1], q.shape[-1]) < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     draws_p = rng.integers(p.shape[-1], size=(n, p.shape[-1]))
@@ -197,7 +198,7 @@ def summary(frame: DataFrame) -> dict[str, Any]:
     high]; tpr_at_1fpr, tpr_at_5fpr; aruc_8bit, auc_8bit, of the queries as an API receives them, rounded to 8 bits a
     value; abp, of the AUCs of AXES, None unless all are there; separating_interval [low, high], of the thresholds low <
     t <= high, None also if none separates; families {family: `family_summary`}, in the order of `frame`. It may be any
-    part of the suspects: all is then relative to that part.
+    part of the suspects: all is then relative to that part. A side of one suspect has no bootstrap interval.
     """
     positive, negative = sides(frame)
     rounded = sides(frame, "score_8bit")

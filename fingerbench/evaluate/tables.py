@@ -96,9 +96,13 @@ def suspects(positives: int, negatives: int) -> str:
     return f"{positives} positive{'s' * (positives != 1)}, {negatives} negative{'s' * (negatives != 1)}"
 
 
-def setting(source: str, profile: str, seeds: Collection[int], evasion: str = "none") -> str:
-    """Return what captions begin with: data set and source, profile, seeds, and the evasion if there is one."""
+def setting(source: str, profile: str, seeds: Collection[int], evasion: str = "none", zoo: int = 0) -> str:
+    """Return what captions begin with: data set and source, profile, seeds, and what is not as usual.
+
+    evasion: "none" is as usual; zoo: its seed, and so is 0.
+    """
     text = f"{source}, profile {profile}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+    text = f"{text}, zoo seed {zoo}" if zoo else text
     return text if evasion == "none" else f"{text}, evasion {evasion}"
 
 
