@@ -82,7 +82,9 @@ class Bench:
     @cached_property
     def attacks(self) -> dict[str, Attack]:
         """The selected families, by name."""
-        return {str(family): config.build(node) for family, node in self.settings.attack.items()}
+        families = OmegaConf.select(self.settings, "attack")
+        require(bool(families), "attack", "one family or more, such as attack=[source,prune]", families)
+        return {str(family): config.build(node) for family, node in families.items()}
 
     @cached_property
     def suspects(self) -> tuple[Suspect, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,14 @@ def require(condition: bool, what: str, expected: str, got: object) -> None:
 def is_number(value: object) -> bool:
     """Tell whether a value is a number; true and false are none, though Python counts with them."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def number(text: str) -> float:
+    """Return the number that a text is, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def require_least(what: object, group: str, **least: float) -> None:

@@ -32,8 +32,9 @@ class Attack(Protocol):
     variants: the settings that FingerBench has a suspect for (declared with `field(compare=False)`: the list is no
     part of what one model is). students: True where a variant names the architecture of a new network, False where
     the victim's own is kept. An attack on classifiers alone says so with a class attribute `classifiers_only = True`,
-    one that needs the transfer images of the data set with `needs_transfer = True`. One that does more than to train by
-    its `recipe`, or on other images than `cost.attack_work` supposes, may say so with a method
+    one that needs the transfer images of the data set with `needs_transfer = True`. One that keeps the victim's own may
+    refuse variants with a method `check(variant)`, which raises a UserError before anything is built. One that does
+    more than to train by its `recipe`, or on other images than `cost.attack_work` supposes, may say so with a method
     `work(variant, outline)`, for the time left.
     """
 
