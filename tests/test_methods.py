@@ -18,7 +18,7 @@ from fingerbench.api import Fingerprinter
 from fingerbench.check import CHECKS, Trial
 from fingerbench.errors import UserError
 from fingerbench.evaluate.run import scores
-from fingerbench.evaluate.specs import FingerprintSpec
+from fingerbench.evaluate.specs import FingerprintSpec, summary_of
 from methods.random import RandomImages
 
 FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
@@ -101,6 +101,14 @@ def test_a_score_that_is_none_is_refused_with_the_name_of_the_method(answered, m
 def test_a_score_may_miss_1_by_what_is_rounded_off(answered, monkeypatch):
     monkeypatch.setattr(RandomImages, "similarity", lambda *_: 1 + 1e-15)
     assert scores(answered)["score"].tolist() == [1.0, 1.0]
+
+
+def test_a_fingerprint_that_counted_nothing_is_summed_up_without_brackets():
+    facts = {"name": "random", "queries": 2, "yields": {}, "seconds": 1.0, "note": ""}
+    assert summary_of(facts) == "random: 2 queries in 1.0 s"
+    assert summary_of(facts | {"yields": {"tried": 3}, "note": "no more"}) == (
+        "random: 2 queries in 1.0 s (tried: 3); no more"
+    )
 
 
 @pytest.mark.parametrize("made", [None, torch.zeros(2, 3, 16, 16)], ids=["none", "queries"])

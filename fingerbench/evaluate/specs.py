@@ -306,6 +306,7 @@ class AgreementSpec(Spec):
 
 def summary_of(facts: dict[str, Any]) -> str:
     """Return how a fingerprint came out, in one line."""
-    yields = json.dumps(facts["yields"]).strip("{}").replace('"', "")
+    counts = json.dumps(facts["yields"]).strip("{}").replace('"', "")
+    yields = f" ({counts})" if counts else ""
     note = f"; {facts['note']}" if facts["note"] else ""
-    return f"{facts['name']}: {facts['queries']} queries in {facts['seconds']:.1f} s ({yields}){note}"
+    return f"{facts['name']}: {facts['queries']} queries in {facts['seconds']:.1f} s{yields}{note}"
