@@ -85,13 +85,25 @@ def require_schema(what: object, found: object, known: int, remedy: str) -> None
         raise UserError(f"{what} has schema {found}, this version reads {known}: {origin}; {remedy}")
 
 
+def unwritable(error: BaseException, folder: Path) -> bool:
+    """Tell whether an error is what a disk says that cannot be written to.
+
+    That there is no such file counts on the way to `folder` and in it alone, as /proc says it of folders to be made:
+    elsewhere something was to be read.
+    """
+    if not isinstance(error, OSError) or error.errno != errno.ENOENT:
+        return isinstance(error, OSError) and error.errno in UNWRITABLE
+    place, folder = Path(str(error.filename)).absolute(), folder.absolute()
+    return place.is_relative_to(folder) or folder.is_relative_to(place)
+
+
 @contextmanager
 def writing(folder: Path, option: str) -> Iterator[None]:
     """Turn what a full, read-only or misplaced disk says into one clear line; `option` chooses another folder."""
     try:
         yield
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if not unwritable(error, folder):
             raise
         raise UserError(
             f"cannot write to {error.filename or folder}: {error.strerror}; nothing finished is lost: make room or "
