@@ -82,7 +82,23 @@ class Bench:
     @cached_property
     def attacks(self) -> dict[str, Attack]:
         """The selected families, by name."""
-        return {str(family): config.build(node) for family, node in self.settings.attack.items()}
+        families = OmegaConf.select(self.settings, "attack")
+        require(bool(families), "attack", "one family or more, such as attack=[source,prune]", families)
+        expected = "files that begin with the name of a family, as conf/attack/prune.yaml does"
+        require("_target_" not in families, "attack", expected, "a _target_ without one")
+        return {str(family): self._family(family) for family in families}
+
+    def _family(self, family: Any) -> Attack:
+        key = f"attack.{family}"
+        config.require_resolved(self.settings, key)
+        node = OmegaConf.select(self.settings, key)
+        sound = isinstance(node, DictConfig) and "_target_" in node
+        require(sound, key, "the _target_ of an attack and its settings, as in conf/attack/prune.yaml", node)
+        attack: Attack = config.build(node)
+        lacking = [member for member in ("variants", "students", "make") if not hasattr(attack, member)]
+        expected = "an attack, with variants, students and make, as fingerbench.zoo.model.Attack has them"
+        require(not lacking, key, expected, f"{type(attack).__name__} without {', '.join(lacking)}")
+        return attack
 
     @cached_property
     def suspects(self) -> tuple[Suspect, ...]:
@@ -126,7 +142,11 @@ class Bench:
     @cached_property
     def method(self) -> Fingerprinter:
         """The selected method."""
-        return cast(Fingerprinter, config.build(self.settings.method))
+        method = cast(Fingerprinter, config.build(self.settings.method))
+        name, what = OmegaConf.select(self.settings, "method.name"), type(method).__name__
+        expected = "a name: in its config file, as in conf/method/ipguard.yaml"
+        require(isinstance(name, str) and name != "", f"method.name of {what}", expected, name)
+        return method
 
     @cached_property
     def fingerprint_spec(self) -> FingerprintSpec:
@@ -321,7 +341,7 @@ class Bench:
 
     def using(self, method: str | None) -> Bench:
         """Return this benchmark with another method, as its file has it: what was said of the one before goes."""
-        if method in (None, self.settings.method.name):
+        if method in (None, OmegaConf.select(self.settings, "method.name")):
             return self
         kept = [word for word in self.overrides if not word.startswith(("method=", "method."))]
         overrides = [*kept, f"method={method}"]

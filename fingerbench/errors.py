@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def number(text: str) -> float:
+    """Return the number that a text is, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def require_least(what: object, group: str, **least: float) -> None:
     """Raise a UserError unless each named field of `what`, set under the key `group`, is at least its number."""
     for name, number in least.items():
@@ -76,13 +85,25 @@ def require_schema(what: object, found: object, known: int, remedy: str) -> None
         raise UserError(f"{what} has schema {found}, this version reads {known}: {origin}; {remedy}")
 
 
+def unwritable(error: BaseException, folder: Path) -> bool:
+    """Tell whether an error is what a disk says that cannot be written to.
+
+    That there is no such file counts on the way to `folder` and in it alone, as /proc says it of folders to be made:
+    elsewhere something was to be read.
+    """
+    if not isinstance(error, OSError) or error.errno != errno.ENOENT:
+        return isinstance(error, OSError) and error.errno in UNWRITABLE
+    place, folder = Path(str(error.filename)).absolute(), folder.absolute()
+    return place.is_relative_to(folder) or folder.is_relative_to(place)
+
+
 @contextmanager
 def writing(folder: Path, option: str) -> Iterator[None]:
     """Turn what a full, read-only or misplaced disk says into one clear line; `option` chooses another folder."""
     try:
         yield
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if not unwritable(error, folder):
             raise
         raise UserError(
             f"cannot write to {error.filename or folder}: {error.strerror}; nothing finished is lost: make room or "

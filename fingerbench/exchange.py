@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from fingerbench import card
 from fingerbench.errors import (
-    UNWRITABLE,
     DamagedError,
     UserError,
     one_line,
@@ -29,6 +28,7 @@ from fingerbench.errors import (
     require_empty,
     require_schema,
     unknown,
+    unwritable,
     writing,
 )
 from fingerbench.files import write_json
@@ -129,7 +129,7 @@ def _write_folder(bench: Bench, specs: Sequence[Spec], target: Path, model: str 
             shutil.rmtree(path, ignore_errors=True)
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
+        if not isinstance(error, OSError) or not unwritable(error, target):
             raise
         hint = "make room, grant access, or choose another folder"
         raise UserError(f"cannot write to {error.filename or target}: {error.strerror}; {hint}") from error

@@ -74,6 +74,32 @@ def test_a_config_file_that_makes_no_sense_is_told_in_one_line(tmp_path, capsys,
     assert told.startswith("error: ") and answer in told and told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("group", "content", "answer"),
+    [
+        ("method", "_target_: methods.random.RandomImages\n", "method.name of RandomImages: expected a name: in its"),
+        ("attack", "", "attack: expected one family or more, such as attack=[source,prune]; got {}"),
+        ("attack", "name: odd\n_target_: x.Y\n", "attack: expected files that begin with the name of a family, as"),
+        ("attack", "odd: 1\n", "attack.odd: expected the _target_ of an attack and its settings, as in"),
+        ("attack", "odd: {epochs: 1}\n", "attack.odd: expected the _target_ of an attack and its settings, as in"),
+        ("attack", "odd: ${zoo.nope}\n", "attack.odd: Interpolation key 'zoo.nope' not found; name a setting"),
+        (
+            "attack",
+            "odd: {_target_: fingerbench.data.augment.Augment, pad: 0, flip: false}\n",
+            "attack.odd: expected an attack, with variants, students and make, as fingerbench.zoo.model.Attack has "
+            "them; got 'Augment without variants, students, make'",
+        ),
+    ],
+)
+def test_a_config_file_of_an_attack_or_a_method_without_what_it_needs(tmp_path, capsys, group, content, answer):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "odd.yaml").write_text(content)
+    words = ["method=random", f"{group}=odd", f"hydra.searchpath=[file://{tmp_path}]", f"store={tmp_path / 'store'}"]
+    assert main(["verify", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {answer}") and told.count("\n") == 1
+
+
 def test_verify_counts_what_is_sound(built, capsys):
     words = [*TINY, f"store={built[0]}", "method=random", "attack=[source,finetune,distill]"]
     assert main(["verify", *words]) == 0

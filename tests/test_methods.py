@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import UNREPEATABLE, Recorder
 from omegaconf import OmegaConf
 
+import fingerbench as fb
 from fingerbench import config, transforms
 from fingerbench.api import Fingerprinter
 from fingerbench.check import CHECKS, Trial
 from fingerbench.errors import UserError
+from fingerbench.evaluate.run import scores
+from fingerbench.evaluate.specs import FingerprintSpec, summary_of
+from methods.random import RandomImages
 
 FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
 CONSTANTS = OmegaConf.load(Path(__file__).parents[1] / "conf/data/digits.yaml").constants
@@ -69,3 +76,45 @@ def test_a_gpu_can_repeat_what_it_computes(trial, monkeypatch):
         trial.method.fingerprint(trial.world.setting(trial.method.needs))
     assert "mm" in ran.names or "addmm" in ran.names
     assert not ran.names & (UNREPEATABLE - {"_adaptive_avg_pool2d_backward"})  # of the toy models, and none of ours
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """A benchmark whose store holds a fingerprint of two queries and the answers to them."""
+    bench, labels = fb.open("data.transfer=50", "method=random", "attack=source"), torch.zeros(2, dtype=torch.int64)
+    tensors = {"queries": torch.zeros(2, 3, 16, 16), "answers": labels[None], "answers_8bit": labels[None]}
+    artefact = SimpleNamespace(tensors=tensors, facts={"yields": {}, "note": ""})
+    bench.store = SimpleNamespace(load=lambda spec: artefact, facts=lambda spec: {"accuracy": 1.0})
+    return bench
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, 1.001, -0.001, True, None, "0.5"])
+def test_a_score_that_is_none_is_refused_with_the_name_of_the_method(answered, monkeypatch, score):
+    monkeypatch.setattr(RandomImages, "similarity", lambda *_: score)
+    told = (
+        f"method random: similarity: expected a number in [0, 1]; got {score!r}; python -m fingerbench check methods/"
+    )
+    with pytest.raises(UserError, match=re.escape(f"{told}random.py says more")):
+        scores(answered)
+
+
+def test_a_score_may_miss_1_by_what_is_rounded_off(answered, monkeypatch):
+    monkeypatch.setattr(RandomImages, "similarity", lambda *_: 1 + 1e-15)
+    assert scores(answered)["score"].tolist() == [1.0, 1.0]
+
+
+def test_a_fingerprint_that_counted_nothing_is_summed_up_without_brackets():
+    facts = {"name": "random", "queries": 2, "yields": {}, "seconds": 1.0, "note": ""}
+    assert summary_of(facts) == "random: 2 queries in 1.0 s"
+    assert summary_of(facts | {"yields": {"tried": 3}, "note": "no more"}) == (
+        "random: 2 queries in 1.0 s (tried: 3); no more"
+    )
+
+
+@pytest.mark.parametrize("made", [None, torch.zeros(2, 3, 16, 16)], ids=["none", "queries"])
+def test_what_is_no_fingerprint_is_refused_with_the_name_of_the_method(answered, monkeypatch, made):
+    monkeypatch.setattr(RandomImages, "fingerprint", lambda *_: made)
+    monkeypatch.setattr(FingerprintSpec, "_setting", lambda *_: None)
+    with pytest.raises(UserError, match="method random: fingerprint: expected a Fingerprint; got ") as caught:
+        answered.fingerprint_spec.make(answered.workshop)
+    assert "\n" not in str(caught.value) and "check methods/random.py" in str(caught.value)

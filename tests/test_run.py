@@ -106,9 +106,10 @@ def test_a_killed_worker_is_told_in_one_line_and_the_run_goes_on(built, tmp_path
 
 
 def test_a_failing_maker_says_why(built, tmp_path):
-    words = ["method=random", "attack=prune", "attack.prune.variants=[7.5]"]
+    words = ["method=random", "attack=prune", "attack.prune.variants=[0.5]"]
+    words += ["zoo.tuning.schedule=steps", "+zoo.tuning.milestones=[late]"]
     output = run(built[0], tmp_path, *words, code=1)
-    assert "everything finished is kept" in output and "amount" in output
+    assert "everything finished is kept" in output and "__round__" in output
     assert "failed as well: " in output and "left out, since they need those: 3" in output
 
 
@@ -157,8 +158,44 @@ BAD = [
         "attack.noise.recipe.lr=1",
         "attack.noise.recipe.lr: attack.noise.recipe is a reference to ${zoo.tuning}; set",
     ),
+    ("zoo.architectures=resnet18", "attack.source.variants (zoo.architectures unless set): expected a list, such as"),
+    ("attack=[]", "attack: expected one family or more, such as attack=[source,prune]; got None"),
+    ("attack=scratch zoo.architectures=[resnet18]", "attack: expected families of one suspect or more, or more zoo."),
+    (
+        "attack=prune attack.prune.variants=0.5",
+        "attack.prune.variants: expected a list, such as [resnet18] or ['0.5']; got 0.5",
+    ),
+    ("attack=prune attack.prune.variants=[]", "attack.prune.variants: expected a list of one or more; got []"),
+    (
+        "attack=prune attack.prune.variants=['0.5',0.5]",
+        "attack.prune.variants: expected a list that names each once; got ['0.5', '0.5']",
+    ),
+    (
+        "attack=prune attack.prune.variants=['1.5']",
+        "a variant of Prune: expected a share above 0 and below 1, such as 0.5; got '1.5'",
+    ),
+    ("attack=prune attack.prune.variants=[abc]", "a variant of Prune: expected a share above 0 and below 1, such as"),
+    ("attack=noise attack.noise.variants=[abc]", "a variant of Noise: expected a number above 0; got 'abc'"),
+    (
+        "attack=adversarial attack.adversarial.variants=[2]",
+        "a variant of Adversarial: expected a share above 0 and at most 1; got '2'",
+    ),
+    ("attack=finetune attack.finetune.variants=[FTL]", "unknown fine-tuning mode 'FTL'; did you mean 'FTLL'"),
+    ("attack=distill attack.distill.variants=[vgg13]", "unknown architecture 'vgg13'; did you mean 'vgg13_bn'"),
+    ("attack=knockoff attack.knockoff.variants=[18]", "unknown architecture '18'; known: "),
+    (
+        "method=metafinger surrogates=augmented surrogates.copies=[abc]",
+        "a variant of NoisedCopy: expected a number above 0; got 'abc'",
+    ),
     ("zoo.width=wide", "zoo.width: expected a number above 0; got 'wide'"),
-    ("zoo.training.lr=fast", "Recipe.lr: expected a value of type float; got 'fast'"),
+    ("zoo.training.lr=fast", "lr of a recipe: expected a number above 0; got 'fast'"),
+    ("attack=prune zoo.tuning.lr=0", "lr of a recipe: expected a number above 0; got 0"),
+    ("zoo.training.lr=inf", "lr of a recipe: expected a number above 0; got inf"),
+    ("zoo.training.epochs=0", "epochs of a recipe: expected a whole number from 1; got 0"),
+    ("attack=prune zoo.tuning.epochs=1.5", "epochs of a recipe: expected a whole number from 1; got 1.5"),
+    ("zoo.training.batch=0", "batch of a recipe: expected a whole number from 1; got 0"),
+    ("zoo.training.momentum=1", "momentum of a recipe: expected a number from 0 to below 1; got 1"),
+    ("zoo.training.weight_decay=-1", "weight_decay of a recipe: expected a number from 0; got -1"),
     ("method=freqgan method.order=relesed", "unknown FreqGAN.order 'relesed'; did you mean 'released'"),
     ("label=${keys}", "label: Interpolation key 'keys' not found; name a setting, as in ${method.name}"),
     ("queries=0", "queries: expected a whole number from 1; got 0"),

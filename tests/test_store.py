@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from fingerbench.errors import DamagedError, UserError
+from fingerbench.errors import DamagedError, UserError, writing
 from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored, key_of
 
 
@@ -312,6 +312,17 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="store=DIR"):
         Store(tmp_path / "file" / "store").save(Toy(1.0), TENSORS, {})
+
+
+@pytest.mark.parametrize("root", ["/proc/nope", "/proc/nope/store"])
+def test_a_store_where_no_folder_can_be_made_says_so(root):
+    with pytest.raises(UserError, match=r"cannot write to /proc/nope: No such file .* with store=DIR"):
+        Store(root).remember("digits", {}, "0")
+
+
+def test_a_file_that_is_missing_elsewhere_is_no_full_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "store", "store"):
+        (tmp_path / "images" / "0.png").read_bytes()
 
 
 def test_places_are_told_apart():

@@ -369,6 +369,32 @@ def test_a_training_that_diverges_is_begun_once_more_and_says_so(frail):
         spec(False).make(bench.workshop)
 
 
+@dataclass(frozen=True)
+class Careless:
+    """Makes another network than the one asked for, or none."""
+
+    network: bool
+    students: ClassVar[bool] = True
+
+    def make(self, variant, s):
+        return torch.nn.Linear(2, 10) if self.network else None
+
+
+@pytest.mark.parametrize(
+    ("network", "got"),
+    [
+        (False, "a network of resnet18; got None"),
+        (True, "a network of resnet18, with its weights' names and shapes; got 'it lacks "),
+    ],
+    ids=["none", "another"],
+)
+def test_what_an_attack_makes_is_refused_where_it_could_not_be_loaded(frail, network, got):
+    bench, spec = frail
+    with pytest.raises(UserError, match=rf"frail: Careless\.make: expected {got}") as caught:
+        replace(spec(True), attack=Careless(network)).make(bench.workshop)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_schedule_is_named(victim):
     s = scene(victim)
     recipe = Recipe(epochs=1, batch=16, lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosin")

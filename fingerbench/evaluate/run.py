@@ -17,7 +17,7 @@ from fingerbench.evaluate import gates, plots, tables
 from fingerbench.evaluate.curves import aruc_figure, caption_of
 from fingerbench.evaluate.images import query_grid
 from fingerbench.evaluate.metrics import SCHEMA, summary
-from fingerbench.evaluate.specs import fingerprint_of, summary_of
+from fingerbench.evaluate.specs import fingerprint_of, judge_of, summary_of
 from fingerbench.files import write_json
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.manifest import manifest
@@ -91,15 +91,16 @@ def scores(bench: Bench) -> pd.DataFrame:
     import pandas as pd
 
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
-    raw = getattr(bench.method, "raw", bench.method.similarity)
+    judge = judge_of(bench.settings.method.name, bench.method)
+    raw = getattr(bench.method, "raw", judge)
     responses, measured = bench.responses(), bench.accuracies() or bench.models
     settings, quality = bench.settings, bench.data.task.quality_name
     rows = []
     for suspect in bench.suspects:
         answered = bench.store.load(responses[suspect.name]).tensors
         row = _identity(bench, suspect)
-        row["score"] = _mean(bench.method.similarity, fingerprint, answered["answers"])
-        row["score_8bit"] = _mean(bench.method.similarity, fingerprint, answered["answers_8bit"])
+        row["score"] = _mean(judge, fingerprint, answered["answers"])
+        row["score_8bit"] = _mean(judge, fingerprint, answered["answers_8bit"])
         row["raw"] = _mean(raw, fingerprint, answered["answers"])
         row["accuracy"] = bench.store.facts(measured[suspect.name])[quality]
         row |= {"queries": len(fingerprint), "evasion": settings.evasion.name}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from fingerbench.api import Access, Fingerprinter
 from fingerbench.cost import MethodOutline, Sizes, Work, method_work, passes
-from fingerbench.errors import NoQueriesError
+from fingerbench.errors import LONGEST, NoQueriesError, UserError
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
 from fingerbench.ops import eight_bit, predict, without_trials
@@ -75,6 +76,8 @@ class FingerprintSpec(Spec):
                 fingerprint = self.method.fingerprint(setting)
             except NoQueriesError as error:
                 fingerprint = Fingerprint(torch.empty(0, *workshop.data.shape), {}, note=str(error))
+        if not isinstance(fingerprint, Fingerprint):
+            raise _misbehaved(self.name, self.method, "fingerprint", "a Fingerprint", fingerprint)
         if workshop.device.type == "cuda":
             gc.collect()  # `Graphed` networks refer to themselves, and hold memory that other workers want
         if len(fingerprint) > self.budget:
@@ -107,6 +110,30 @@ class FingerprintSpec(Spec):
             autocast=workshop.device.type == "cuda"
             and pick_bfloat16(self.source.precision, workshop.device, self.source.architecture),
         )
+
+
+def judge_of(name: str, method: Fingerprinter) -> Callable[[Fingerprint, Tensor], float]:
+    """Return the `similarity` of the method `name`.
+
+    It raises a UserError where that is no number in [0, 1], to the 12 digits that scores have.
+    """
+
+    def judge(fingerprint: Fingerprint, answers: Tensor) -> float:
+        score: Any = method.similarity(fingerprint, answers)
+        sound = isinstance(score, Real) and not isinstance(score, bool) and 0 <= round(float(score), 12) <= 1
+        if not sound:
+            raise _misbehaved(name, method, "similarity", "a number in [0, 1]", score)
+        return float(score)
+
+    return judge
+
+
+def _misbehaved(name: str, method: Fingerprinter, member: str, expected: str, got: object) -> UserError:
+    file = f"{type(method).__module__.replace('.', '/')}.py"
+    told = " ".join(repr(got).split())[:LONGEST]
+    return UserError(
+        f"method {name}: {member}: expected {expected}; got {told}; python -m fingerbench check {file} says more"
+    )
 
 
 def fingerprint_of(artefact: Artefact) -> Fingerprint:
@@ -279,6 +306,7 @@ class AgreementSpec(Spec):
 
 def summary_of(facts: dict[str, Any]) -> str:
     """Return how a fingerprint came out, in one line."""
-    yields = json.dumps(facts["yields"]).strip("{}").replace('"', "")
+    counts = json.dumps(facts["yields"]).strip("{}").replace('"', "")
+    yields = f" ({counts})" if counts else ""
     note = f"; {facts['note']}" if facts["note"] else ""
-    return f"{facts['name']}: {facts['queries']} queries in {facts['seconds']:.1f} s ({yields}){note}"
+    return f"{facts['name']}: {facts['queries']} queries in {facts['seconds']:.1f} s{yields}{note}"

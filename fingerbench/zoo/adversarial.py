@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench.cost import ModelOutline, Work, passes
+from fingerbench.errors import number, require
 from fingerbench.ops import ascend_sign
 from fingerbench.records import Images
 from fingerbench.zoo.train import Recipe, Scene, supervise
@@ -31,6 +32,10 @@ class Adversarial:
     variants: tuple[str, ...] = field(compare=False)
     students: ClassVar[bool] = False
     classifiers_only: ClassVar[bool] = True  # PGD ascends the cross-entropy
+
+    def check(self, variant: str) -> None:
+        """Raise a UserError unless the variant is such a share."""
+        require(0 < number(variant) <= 1, "a variant of Adversarial", "a share above 0 and at most 1", variant)
 
     def make(self, variant: str, scene: Scene) -> nn.Module:
         """Return the victim, fine-tuned on the augmented set."""

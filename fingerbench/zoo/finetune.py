@@ -27,10 +27,14 @@ class Finetune:
     variants: tuple[str, ...] = field(default=MODES, compare=False)
     students: ClassVar[bool] = False
 
-    def make(self, variant: str, scene: Scene) -> nn.Module:
-        """Return the victim, fine-tuned in mode `variant`."""
+    def check(self, variant: str) -> None:
+        """Raise a UserError unless the variant is a mode."""
         if variant not in MODES:
             raise unknown("fine-tuning mode", variant, MODES)
+
+    def make(self, variant: str, scene: Scene) -> nn.Module:
+        """Return the victim, fine-tuned in mode `variant`."""
+        self.check(variant)
         model, images = scene.victim, scene.finetune
         assert model is not None
         last = final_layer(model)

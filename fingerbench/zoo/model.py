@@ -32,8 +32,9 @@ class Attack(Protocol):
     variants: the settings that FingerBench has a suspect for (declared with `field(compare=False)`: the list is no
     part of what one model is). students: True where a variant names the architecture of a new network, False where
     the victim's own is kept. An attack on classifiers alone says so with a class attribute `classifiers_only = True`,
-    one that needs the transfer images of the data set with `needs_transfer = True`. One that does more than to train by
-    its `recipe`, or on other images than `cost.attack_work` supposes, may say so with a method
+    one that needs the transfer images of the data set with `needs_transfer = True`. One that keeps the victim's own may
+    refuse variants with a method `check(variant)`, which raises a UserError before anything is built. One that does
+    more than to train by its `recipe`, or on other images than `cost.attack_work` supposes, may say so with a method
     `work(variant, outline)`, for the time left.
     """
 
@@ -99,6 +100,11 @@ class ModelSpec(Spec):
         """Return the network without its weights: [0, 1] images of `shape` (c, h, w) to outputs."""
         return self.outline(shape).build()
 
+    def _blank(self, shape: tuple[int, int, int]) -> nn.Module:
+        """Return the network for weights that are there: on the meta device, if it is ours."""
+        with blank(self.architecture):
+            return self.network(shape)
+
     def load(self, workshop: Workshop) -> nn.Module:
         """Return the stored model, frozen, in eval mode.
 
@@ -106,8 +112,7 @@ class ModelSpec(Spec):
             UserError: the architecture changed since: it is a function of the user's, or of another library's version.
         """
         artefact = workshop.load(self)
-        with blank(self.architecture):
-            model = self.network(workshop.data.shape)
+        model = self._blank(workshop.data.shape)
         wrong = misfit(model, artefact.tensors)
         expected = f"stored weights that fit {self.architecture}; name what changed otherwise, or take another store="
         require(not wrong, self.name, expected, wrong)
@@ -121,6 +126,7 @@ class ModelSpec(Spec):
 
         Raises:
             DivergedError: that diverges as well.
+            UserError: the attack makes something other than a network of the architecture.
         """
         began, checkpoint = time.perf_counter(), Checkpoint(workshop.store.checkpoint(self))
         victim = self.parent.load(workshop) if self.parent else None
@@ -174,10 +180,20 @@ class ModelSpec(Spec):
                 checkpoint=checkpoint,
             )
             model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
+        self._require_fit(model, workshop.data.shape)
         values = (value for value in model.state_dict().values() if value.is_floating_point())
         if not all(bool(value.isfinite().all()) for value in values):
             raise DivergedError("weights that are not finite")
         return model, bench.losses
+
+    def _require_fit(self, model: object, shape: tuple[int, int, int]) -> None:
+        """Raise a UserError unless `model`, which the attack made, is one of the architecture: none else is loaded."""
+        what, expected = f"{self.name}: {type(self.attack).__name__}.make", f"a network of {self.architecture}"
+        if not isinstance(model, nn.Module):
+            require(False, what, expected, model)
+        else:
+            wrong = misfit(self._blank(shape), model.state_dict())
+            require(not wrong, what, f"{expected}, with its weights' names and shapes", wrong)
 
     def _scene(self, workshop: Workshop, bench: Workbench, victim: nn.Module | None) -> Scene:
         data, device = workshop.data, workshop.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from fingerbench.cost import ModelOutline, Work
+from fingerbench.errors import number, require
 from fingerbench.zoo.prune import weight_layers
 from fingerbench.zoo.train import Recipe, Scene, supervise
 
@@ -24,6 +26,10 @@ class Noise:
     recipe: Recipe
     variants: tuple[str, ...] = field(default=(), compare=False)
     students: ClassVar[bool] = False
+
+    def check(self, variant: str) -> None:
+        """Raise a UserError unless the variant is such a number."""
+        require(0 < number(variant) < math.inf, f"a variant of {type(self).__name__}", "a number above 0", variant)
 
     def make(self, variant: str, scene: Scene) -> nn.Module:
         """Return the victim, noised and fine-tuned."""

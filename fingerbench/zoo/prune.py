@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from fingerbench.errors import number, require
 from fingerbench.zoo.train import Recipe, Scene, supervise
 
 
@@ -31,6 +32,10 @@ class Prune:
     recipe: Recipe
     variants: tuple[str, ...] = field(compare=False)
     students: ClassVar[bool] = False
+
+    def check(self, variant: str) -> None:
+        """Raise a UserError unless the variant is such a share."""
+        require(0 < number(variant) < 1, "a variant of Prune", "a share above 0 and below 1, such as 0.5", variant)
 
     def make(self, variant: str, scene: Scene) -> nn.Module:
         """Return the victim with that share of every layer's weights at exactly zero."""

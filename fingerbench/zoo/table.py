@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fingerbench.data.augment import Augment
+from fingerbench.errors import require
 from fingerbench.nets import foreign, require_known
 from fingerbench.records import Half, Suspect
 from fingerbench.seeds import seed_for
@@ -21,8 +22,28 @@ def suspects(attacks: Mapping[str, Attack], source: str) -> tuple[Suspect, ...]:
     """Return every suspect of the families in `attacks`, in their order; `source` is the source's architecture.
 
     With all nine families of FingerBench: 63 positive and 91 negative ones (NaturalFinger, Yang et al. 2023, table 1).
+
+    Raises:
+        UserError: there is none, or variants are no list, or one that is empty or names something twice.
     """
-    return tuple(row for family, attack in attacks.items() for row in _family(family, attack, source))
+    for family, attack in attacks.items():
+        _require_variants(family, attack)
+    rows = tuple(row for family, attack in attacks.items() for row in _family(family, attack, source))
+    require(bool(rows), "attack", "families of one suspect or more, or more zoo.architectures", list(attacks))
+    return rows
+
+
+def _require_variants(family: str, attack: Attack) -> None:
+    variants = attack.variants
+    key = f"attack.{family}.variants{' (zoo.architectures unless set)' if attack.students else ''}"
+    require(isinstance(variants, list | tuple), key, "a list, such as [resnet18] or ['0.5']", variants)
+    require(family == SOURCE or len(variants) > 0, key, "a list of one or more", variants)
+    names = _variants(attack)
+    require(len(set(names)) == len(names), key, "a list that names each once", names)
+
+
+def _variants(attack: Attack) -> list[str]:
+    return [str(variant) for variant in attack.variants]  # YAML takes 0.5 for a number
 
 
 def _family(family: str, attack: Attack, source: str) -> Iterator[Suspect]:
@@ -33,7 +54,7 @@ def _family(family: str, attack: Attack, source: str) -> Iterator[Suspect]:
         for architecture in _others(attack, source):
             yield Suspect(f"scratch/{architecture}", family, None, architecture, architecture, None, "B", False, None)
     elif family == "same-half":
-        for architecture in attack.variants:
+        for architecture in _variants(attack):
             yield Suspect(f"same-half/{architecture}", family, None, architecture, architecture, None, "A", False, None)
     elif family == "scratch-distill":
         for teacher in _others(attack, source):
@@ -44,13 +65,13 @@ def _family(family: str, attack: Attack, source: str) -> Iterator[Suspect]:
 
 
 def _others(attack: Attack, source: str) -> list[str]:
-    return [architecture for architecture in attack.variants if architecture != source]
+    return [architecture for architecture in _variants(attack) if architecture != source]
 
 
 def _thefts(family: str, attack: Attack, source: str) -> Iterator[Suspect]:
     sides: list[tuple[str, Half, str]] = [("", "A", SOURCE), (MIRROR, "B", MIRROR + SOURCE)]
     for prefix, half, parent in sides:
-        for variant in map(str, attack.variants):
+        for variant in _variants(attack):
             theft = f"{family}/{variant}"
             architecture = variant if attack.students else source
             mirror_of = theft if prefix else None
@@ -99,7 +120,13 @@ class Zoo:
         return self._model(name, architecture, half, self.scratch, architecture, None)
 
     def derived(self, name: str, architecture: str, parent: ModelSpec, attack: Attack, variant: str) -> ModelSpec:
-        """Return what an attack makes of a model. Its seed hangs on its name."""
+        """Return what an attack makes of a model. Its seed hangs on its name.
+
+        Raises:
+            UserError: the attack takes no such variant.
+        """
+        if hasattr(attack, "check"):
+            attack.check(variant)
         return self._model(name, architecture, parent.half, attack, variant, parent)
 
     def _model(

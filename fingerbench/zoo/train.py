@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 from fingerbench.checkpoint import Checkpoint
 from fingerbench.data.augment import Augment
-from fingerbench.errors import DivergedError, unknown
+from fingerbench.errors import DivergedError, is_number, require, unknown
 from fingerbench.ops import pieces, pixels, predict
 from fingerbench.records import Images
 from fingerbench.replay import Replay, refusal
@@ -36,6 +36,19 @@ class Recipe:
     schedule: str  # "steps", "cosine" or "onecycle", over all iterations
     milestones: tuple[float, ...] = ()  # of "steps": shares of the training after which lr is multiplied by gamma
     gamma: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            value = getattr(self, name)
+            sound = is_number(value) and isinstance(value, int) and value >= 1
+            require(sound, f"{name} of a recipe", "a whole number from 1", value)
+        for name, within, expected in (
+            ("lr", lambda x: 0 < x < math.inf, "a number above 0"),
+            ("momentum", lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+            ("weight_decay", lambda x: 0 <= x < math.inf, "a number from 0"),
+        ):
+            value = getattr(self, name)
+            require(is_number(value) and within(value), f"{name} of a recipe", expected, value)
 
 
 @dataclass(frozen=True)
