@@ -36,7 +36,8 @@ from fingerbench.store import Spec, Store
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1  # between looks at how far the workers are
+POLL_S = 0.1  # between looks at whether the workers are done
+SHOW_S = 1.0  # between looks at how far they are: of thousands of artefacts, the time left is work
 RETRY_S = 0.5  # until a model that another process is making is looked at again
 OUT_OF_MEMORY = 137  # exit code of a worker that lacks memory, as of one that the system killed for it
 
@@ -97,9 +98,7 @@ class Pool:
                     thread.start()
                 for spec in specs:  # takes seconds, as the start of the workers does, and must not keep their lock
                     self._eta.effort(spec)
-                while any(thread.is_alive() for thread in threads):
-                    time.sleep(POLL_S)
-                    progress.show(found + self._made, [s.label for s in list(self._running.values())], self._left())
+                self._watch(threads, progress, found)
         finally:
             self._stop()
         if self._error:
@@ -110,6 +109,16 @@ class Pool:
         orphans = [spec for spec in there if any(parent.key in made for parent in spec.needs())]
         if not all(self._sound(spec) for spec in orphans):  # the next round sees the rest
             type(self)(self.store, self.settings, self.jobs, self._effort).run(wanted)
+
+    def _watch(self, threads: Sequence[threading.Thread], progress: Progress, found: Counter[str]) -> None:
+        """Show how far the workers are until all are done."""
+        shown, alive = 0.0, True
+        while alive:
+            time.sleep(POLL_S)
+            alive = any(thread.is_alive() for thread in threads)
+            if not alive or time.monotonic() - shown >= SHOW_S:
+                progress.show(found + self._made, [s.label for s in list(self._running.values())], self._left())
+                shown = time.monotonic()
 
     def _failures(self) -> str:
         """Return what failed: the first in full, the others by name."""

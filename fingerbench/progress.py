@@ -56,7 +56,8 @@ class Progress:
         """Show that `done` of each kind are there, that `current` are being made, and that `left` seconds remain."""
         news = ("" if left is None else f"about {left:.0f} s left, ") + f"making {', '.join(current)}"
         if not current:
-            news = "waiting for what other runs make"
+            finished = all(done.get(kind, 0) >= total for kind, total in self._totals.items())
+            news = "" if finished else "waiting for what other runs make"
         for number, (kind, task) in enumerate(self._tasks.items()):
             self._bars.update(task, completed=done.get(kind, 0), news="" if number else news)
         now = time.monotonic()
