@@ -166,7 +166,8 @@ def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
     if not len(fingerprint):
         return
     labels = fingerprint.state["labels"].tolist() if "labels" in fingerprint.state else None
-    grid = query_grid(fingerprint.queries.numpy(), labels=labels, caption=caption)
+    told = f"{caption}; below each, the label expected of a stolen model" if labels else caption
+    grid = query_grid(fingerprint.queries.numpy(), labels=labels, caption=told)
     plots.save(grid, folder / "queries", formats=("png",))
 
 
