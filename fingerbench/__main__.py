@@ -157,11 +157,7 @@ def _rows(what: str, overrides: Sequence[str]) -> list[Any]:
     from fingerbench import config
 
     if what == "zoo":
-        from fingerbench.zoo.table import suspects
-
-        settings = config.compose(overrides)
-        attacks = {str(family): config.build(node) for family, node in settings.attack.items()}
-        return [asdict(suspect) for suspect in suspects(attacks, settings.zoo.source)]
+        return [asdict(suspect) for suspect in fb.open(*overrides).suspects]
     others = config.searched(overrides) != list(overrides)
     require(not others, f"list {what}", "no words but hydra.searchpath=[...]", " ".join(overrides))
     if what == "architectures":

@@ -11,6 +11,11 @@ from fingerbench.__main__ import main
 from fingerbench.errors import unknown
 
 
+def test_a_zoo_of_no_family_is_not_listed(capsys):
+    assert main(["list", "zoo", "attack=[]"]) == 2
+    assert "attack: expected one family or more" in capsys.readouterr().err
+
+
 def test_list_zoo_as_json(capsys):
     assert main(["list", "zoo", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
