@@ -171,6 +171,7 @@ def test_a_regression_takes_no_evasion(name):
         fb.open("experiment=metav_regression", f"evasion={name}").plan()
 
 
+@pytest.mark.slow
 def test_a_run_under_noise(built, tmp_path, bench):
     words = ["method=random", FAMILIES, "evasion=gaussian_noise", "evasion.transform.std=0.3"]
     output = run(built[0], tmp_path / "a", *words)

@@ -68,6 +68,7 @@ def test_one_family_builds_only_what_it_needs(tmp_path):
     assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
     store = tmp_path / "store"
     settings = [*TINY, "jobs=2", f"store={store}", f"hydra.run.dir={tmp_path / 'run'}", "method=random", FAMILIES]
@@ -83,6 +84,7 @@ def test_an_interrupted_build_says_so_and_leaves_no_worker(tmp_path):
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_in_one_line_and_the_run_goes_on(built, tmp_path):
     store = tmp_path / "store"
     settings = [
