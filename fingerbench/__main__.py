@@ -255,7 +255,7 @@ def _queries(parsed: argparse.Namespace) -> None:
 
 def _verdict(parsed: argparse.Namespace) -> None:
     from fingerbench import config
-    from fingerbench.evaluate.case import case, read_answers, require_apart
+    from fingerbench.evaluate.case import case, read_answers
 
     after = config.searched(parsed.controls)  # which may stand behind the files
     found = case(parsed.run, *parsed.overrides, *after)
@@ -263,9 +263,7 @@ def _verdict(parsed: argparse.Namespace) -> None:
     twice = [path for i, path in enumerate(paths) if path.resolve() in [earlier.resolve() for earlier in paths[:i]]]
     expected = "the answers of one model a file, the suspect's not among them"
     require(not twice, "--controls", expected, ", ".join(map(str, twice[:1])))
-    read = {str(path): read_answers(found, path) for path in paths}
-    require_apart(read)
-    answers, *controls = read.values()
+    answers, *controls = (read_answers(found, path) for path in paths)
     verdict = found.verdict(answers, controls)
     numbers = {"p": verdict.p, "as_high": verdict.as_high, "lower": verdict.lower}
     _out(json.dumps(asdict(verdict) | numbers, indent=1) if parsed.json else str(verdict))
