@@ -28,7 +28,7 @@ from fingerbench.api import Fingerprinter
 from fingerbench.cost import Sizes, effort
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
-from fingerbench.errors import is_number, require, unknown
+from fingerbench.errors import is_number, is_whole, require, unknown
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
@@ -304,8 +304,7 @@ class Bench:
 
     def _number(self, key: str, least: int) -> int:
         value = OmegaConf.select(self.settings, key)
-        sound = is_number(value) and isinstance(value, int) and value >= least
-        require(sound, key, f"a whole number from {least}", value)
+        require(is_whole(value) and value >= least, key, f"a whole number from {least}", value)
         return int(value)
 
     def model(self, name: str) -> nn.Module:

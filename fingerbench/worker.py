@@ -99,7 +99,9 @@ def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
         began, resumed = time.monotonic(), store.checkpoint(spec).is_file()
         with peak_memory(workshop.device) as peak:
             tensors, facts = spec.make(workshop)
-        facts |= {"peak_mib": peak(), **({"code": code} if (code := plugins.code(spec)) else {})}
+        facts = {**facts, "peak_mib": peak()}
+        if code := plugins.code(spec):
+            facts["code"] = code
         store.save(spec, tensors, facts)
         return {"status": "made", "seconds": None if resumed else time.monotonic() - began}
 

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 from fingerbench.checkpoint import Checkpoint
 from fingerbench.data.augment import Augment
-from fingerbench.errors import DivergedError, is_number, require, unknown
+from fingerbench.errors import DivergedError, is_number, is_whole, require, unknown
 from fingerbench.ops import pieces, pixels, predict
 from fingerbench.records import Images
 from fingerbench.replay import Replay, refusal
@@ -40,8 +40,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
             value = getattr(self, name)
-            sound = is_number(value) and isinstance(value, int) and value >= 1
-            require(sound, f"{name} of a recipe", "a whole number from 1", value)
+            require(is_whole(value) and value >= 1, f"{name} of a recipe", "a whole number from 1", value)
         for name, within, expected in (
             ("lr", lambda x: 0 < x < math.inf, "a number above 0"),
             ("momentum", lambda x: 0 <= x < 1, "a number from 0 to below 1"),
