@@ -31,7 +31,8 @@ RESERVED = ("name", "licence", "constants")
 WHERE = ("launcher", "shard")
 LOCAL = (*WHERE, "store", "locks", "data.root", "data.transfer_root", "zoo.weights", "jobs", "device")
 
-# Groups of which there is one choice; `attack` and `logger` take lists.
+# Groups of which there is one choice, and those that take lists.
+LISTS = ("attack", "logger")
 SINGLE = ("method", "data", "gan", "evasion", "surrogates", "profile", "recipe", "zoo", "launcher", "experiment")
 
 
@@ -41,7 +42,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: a name or key that does not exist, with the nearest that do.
     """
-    with _hydra(), _explained(overrides):
+    with _hydra():
         return _composed(overrides)
 
 
@@ -52,35 +53,50 @@ def check(arguments: Sequence[str]) -> None:
         UserError: the first that does not, in one line.
     """
     given, _ = get_args_parser().parse_known_args(arguments)
-    with _hydra(), _explained(given.overrides):
-        parsed = OverridesParser.create().parse_overrides(given.overrides)
+    with _hydra():
+        parsed = _parsed(given.overrides)
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
-        whole = _composed(fixed, return_hydra_config=True)
+        first = [next(_choices(override)) for override in swept]  # a key may be there with what is chosen alone
+        whole = _composed([*fixed, *first], return_hydra_config=True)
         many = whole.hydra.mode == RunMode.MULTIRUN or given.multirun
         if swept and not many:
             key, _, values = (swept[0].input_line or "").partition("=")
             if "experiment" in whole:
                 varied = "what it varies stands in experiment.grid.KEY=[...] and experiment.seeds=[...]"
                 raise UserError(f"{key}={values}: an experiment takes one value of a key; {varied}")
-            listed = key in ("attack", "logger") or isinstance(OmegaConf.select(whole, key), ListConfig)
+            listed = key in LISTS or isinstance(OmegaConf.select(whole, key), ListConfig)
             hint = f", or write {key}=[{values}] for a list" if listed else ""
             raise UserError(f"{key}={values} is a sweep: add -m for one run each{hint}")
-        for override in swept:
+        for number, override in enumerate(swept):
             for choice in _choices(override):
-                _composed([*fixed, choice])
+                if choice != first[number]:
+                    _composed([*fixed, *first[:number], choice, *first[number + 1 :]])
         cluster.check(whole.hydra, bool(many))
 
 
 def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
-    """Compose, but for several choices of a group of which there is one: Hydra takes the last without a word."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    """Compose, but for several choices of a group of which there is one, where Hydra takes the last without a word.
+
+    Nor for choices that are no names, of which Hydra says no more than that.
+    """
+    for override in _parsed(overrides):
         group, value = override.key_or_group, override.value()
+        if group in (*SINGLE, *LISTS) and not override.is_delete():
+            for name in value if isinstance(value, list) else [value]:
+                if not isinstance(name, str):
+                    raise unknown(group, "null" if name is None else str(name), options(group, overrides))
         if group in SINGLE and isinstance(value, list) and len(value) != 1:
             sweep = f", or {group}={','.join(map(str, value))} with -m for one run each" if value else ""
             raise UserError(f"{override.input_line}: expected one choice; got {len(value)}; give one{sweep}")
-    return hydra_compose("config", overrides=list(overrides), **more)
+    with _explained(overrides):
+        return hydra_compose("config", overrides=list(overrides), **more)
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    with _explained(overrides):
+        return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def searched(words: Sequence[str]) -> list[str]:
@@ -252,8 +268,7 @@ def _group_choices(words: Sequence[str]) -> list[str]:
     """Return those of the overrides that choose from a group, such as "method=ipguard"; neither sweeps nor + nor ~."""
     with _hydra() as hydra:
         groups = hydra.config_loader.list_groups("")
-    parsed = OverridesParser.create().parse_overrides(list(words))
-    chosen = [o for o in parsed if o.type == OverrideType.CHANGE and o.key_or_group in groups]
+    chosen = [o for o in _parsed(words) if o.type == OverrideType.CHANGE and o.key_or_group in groups]
     return [o.input_line for o in chosen if o.input_line is not None and not o.is_sweep_override()]
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+UNWRITABLE |= {errno.ENAMETOOLONG}
 SHOWN = 30  # names of a list that an error repeats
 LONGEST = 200  # characters of what others say that an error repeats
 

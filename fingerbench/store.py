@@ -194,7 +194,8 @@ class Store:
 
     def has(self, spec: Spec) -> bool:
         """Tell whether the artefact is there; it is not read."""
-        return (self.path(spec) / RECORD).is_file()
+        with writing(self.root, "store"):
+            return (self.path(spec) / RECORD).is_file()
 
     def load(self, spec: Spec, device: torch.device | str = "cpu") -> Artefact:
         """Read an artefact, every byte checked.

@@ -168,6 +168,12 @@ def test_a_part_of_a_grid_is_a_list_and_no_sweep():
         config.check(["method=akh,random"])
 
 
+def test_a_sweep_over_a_group_takes_the_keys_of_what_it_chooses():
+    config.check(["-m", "data=cifar10,imagefolder", "data.root=/data"])  # the digits, chosen otherwise, have none
+    with pytest.raises(UserError, match=r"unknown config key 'data.root'"):
+        config.check(["-m", "data=cifar10,digits", "data.root=/data"])
+
+
 def test_figure_4_has_the_mean_aruc_beside_the_papers():
     every, made = drawn("naturalfinger_figure4", PAIR, "attack=[source,prune,scratch]")
     table = made["aruc"].table.set_index("method")

@@ -61,6 +61,7 @@ def test_the_same_again_makes_nothing(built, tmp_path):
     assert (tmp_path / "scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_family_builds_only_what_it_needs(tmp_path):
     words = ["method=random", "attack=finetune", "attack.finetune.variants=[FTLL,RTLL]", "zoo.training.epochs=1"]
     output = run(tmp_path / "store", tmp_path / "run", *words)
@@ -107,6 +108,7 @@ def test_a_killed_worker_is_told_in_one_line_and_the_run_goes_on(built, tmp_path
     pd.testing.assert_frame_equal(scores, undisturbed, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_failing_maker_says_why(built, tmp_path):
     words = ["method=random", "attack=prune", "attack.prune.variants=[0.5]"]
     words += ["zoo.tuning.schedule=steps", "+zoo.tuning.milestones=[late]"]
@@ -131,9 +133,12 @@ QUOTED = 'expected key=value; a list is attack=[prune,noise]; a value with signs
 BAD = [
     ("method=ipgard", "unknown method 'ipgard'; did you mean 'ipguard'?"),
     ("attack=[prune,nois]", "unknown attack 'nois'; did you mean 'noise'?"),
+    ("attack=[prune,3]", "unknown attack '3'; known: adversarial, all"),
     ("data=digit", "unknown data 'digit'; did you mean 'digits'?"),
+    ("data=null", "unknown data 'null'; known: cifar10, "),
     ("zoo.widht=1", "unknown config key 'zoo.widht'; did you mean 'zoo.width'"),
     ("method=ipguard method.epochs=2", "unknown config key 'method.epochs'; did you mean 'method.steps'"),
+    ("-m method=akh,ipguard method.stesp=2", "unknown config key 'method.stesp'; did you mean 'method.name'"),
     ("method.stesp=2 method=ipguard", "unknown config key 'method.stesp'; did you mean 'method.steps'"),
     ("experiment=methods experiment.seed=1", "unknown config key 'experiment.seed'; did you mean 'experiment.seeds'"),
     (
@@ -236,6 +241,7 @@ def test_runs_of_one_method_are_told_apart_by_their_label(built, tmp_path):
     assert table["queries"].to_dict() == {"5 queries": 5, "10 queries": 10}
 
 
+@pytest.mark.slow
 def test_a_gan_is_shown_and_its_fid_is_a_cost_of_its_own(built, tmp_path):
     store, folder = tmp_path / "store", tmp_path / "run"
     shutil.copytree(built[0], store)
