@@ -29,6 +29,7 @@ def columns(text):
     ]
 
 
+@pytest.mark.slow
 def test_train_speed_measures_three_loops_and_their_ratios(tmp_path):
     words = "--width 0.125 --batch 8 --images 16 --size 16 --seconds 0.1 --device cpu --architectures resnet18 vgg13_bn"
     output = finish(start(["benchmarks/train_speed.py"], *words.split(), "--out", str(tmp_path / "t.md")))
@@ -71,6 +72,7 @@ def test_half_precision_asks_every_suspect_again(built):
         assert float(labels.rstrip("%")) < 20
 
 
+@pytest.mark.slow
 def test_determinism_measures_both_by_turns_and_their_ratio():
     words = "--architectures resnet18 --images 8 --batch 8 --size 16 --rounds 1 --device cpu"
     output = finish(start(["benchmarks/determinism.py"], *words.split()))
@@ -88,6 +90,7 @@ def test_rounding_to_half_precision_changes_weights_and_buffers_by_little(zoo_co
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_zoo_cost_has_a_line_for_everything(tmp_path):
     words = [*TINY, "method=naturalfinger", "attack=[source,finetune,adversarial]", f"store={tmp_path / 'store'}"]
     output = finish(start(["benchmarks/zoo_cost.py"], "--seconds", "1", *words))

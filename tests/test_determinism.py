@@ -30,6 +30,7 @@ def results(folder, *words):
     return text, {(record["kind"], record["label"], record["key"]): record["sha256"] for record in records}
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_byte(tmp_path):
     one, three = (results(tmp_path / str(jobs), "method=random", *FEW, f"jobs={jobs}") for jobs in (1, 3))
     assert one == three and len(one[1]) > 10

@@ -203,6 +203,7 @@ def shards(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_what_shards_make_is_the_zoo(shards):
     bench = fb.open(*SMALL, f"store={shards / 'store'}")
     keys = {spec.key for spec in bench.trained()}
@@ -215,6 +216,7 @@ def test_what_shards_make_is_the_zoo(shards):
     assert models.seconds.tolist() == [facts[key]["seconds"] for key in models.key]
 
 
+@pytest.mark.slow
 def test_the_zoo_is_summed_up_by_family(shards):
     page = experiment.read("zoo", [*SMALL, f"store={shards / 'store'}"])
     (exhibit,) = page.exhibits

@@ -136,6 +136,7 @@ def refused(match, function, *arguments, **options):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_network_and_its_weights_are_the_source_of_a_whole_run(here):
     model = trained()
     saved(model, here / "mine.safetensors")
