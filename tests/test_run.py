@@ -138,7 +138,6 @@ BAD = [
     ("data=null", "unknown data 'null'; known: cifar10, "),
     ("zoo.widht=1", "unknown config key 'zoo.widht'; did you mean 'zoo.width'"),
     ("method=ipguard method.epochs=2", "unknown config key 'method.epochs'; did you mean 'method.steps'"),
-    ("-m method=akh,ipguard method.stesp=2", "unknown config key 'method.stesp'; did you mean 'method.name'"),
     ("method.stesp=2 method=ipguard", "unknown config key 'method.stesp'; did you mean 'method.steps'"),
     ("experiment=methods experiment.seed=1", "unknown config key 'experiment.seed'; did you mean 'experiment.seeds'"),
     (
