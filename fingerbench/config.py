@@ -58,8 +58,9 @@ def check(arguments: Sequence[str]) -> None:
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
-        first = [next(_choices(override)) for override in swept]  # a key may be there with what is chosen alone
-        whole = _composed([*fixed, *first], return_hydra_config=True)
+        groups = [override for override in swept if override.key_or_group in (*SINGLE, *LISTS)]
+        chosen = [next(_choices(override)) for override in groups]  # a key may be there with what is chosen alone
+        whole = _composed([*fixed, *chosen], return_hydra_config=True)
         many = whole.hydra.mode == RunMode.MULTIRUN or given.multirun
         if swept and not many:
             key, _, values = (swept[0].input_line or "").partition("=")
@@ -69,10 +70,10 @@ def check(arguments: Sequence[str]) -> None:
             listed = key in LISTS or isinstance(OmegaConf.select(whole, key), ListConfig)
             hint = f", or write {key}=[{values}] for a list" if listed else ""
             raise UserError(f"{key}={values} is a sweep: add -m for one run each{hint}")
-        for number, override in enumerate(swept):
+        for override in swept:
+            others = [next(_choices(group)) for group in groups if group is not override]
             for choice in _choices(override):
-                if choice != first[number]:
-                    _composed([*fixed, *first[:number], choice, *first[number + 1 :]])
+                _composed([*fixed, *others, choice])
         cluster.check(whole.hydra, bool(many))
 
 
