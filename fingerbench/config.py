@@ -32,8 +32,9 @@ WHERE = ("launcher", "shard")
 LOCAL = (*WHERE, "store", "locks", "data.root", "data.transfer_root", "zoo.weights", "jobs", "device")
 
 # Groups of which there is one choice, and those that take lists.
-LISTS = ("attack", "logger")
 SINGLE = ("method", "data", "gan", "evasion", "surrogates", "profile", "recipe", "zoo", "launcher", "experiment")
+LISTS = ("attack", "logger")
+GROUPS = (*SINGLE, *LISTS)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -58,7 +59,7 @@ def check(arguments: Sequence[str]) -> None:
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
-        groups = [override for override in swept if override.key_or_group in (*SINGLE, *LISTS)]
+        groups = [override for override in swept if override.key_or_group in GROUPS]
         chosen = [next(_choices(override)) for override in groups]  # a key may be there with what is chosen alone
         whole = _composed([*fixed, *chosen], return_hydra_config=True)
         many = whole.hydra.mode == RunMode.MULTIRUN or given.multirun
@@ -78,13 +79,13 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
-    """Compose, but for several choices of a group of which there is one, where Hydra takes the last without a word.
+    """Compose, but refuse what Hydra takes or refuses without a word of use.
 
-    Nor for choices that are no names, of which Hydra says no more than that.
+    That is several choices of a group of which there is one, and choices that are no names, such as null or 3.
     """
     for override in _parsed(overrides):
         group, value = override.key_or_group, override.value()
-        if group in (*SINGLE, *LISTS) and not override.is_delete():
+        if group in GROUPS and not override.is_delete():
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str):
                     raise unknown(group, "null" if name is None else str(name), options(group, overrides))

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
-UNWRITABLE |= {errno.ENAMETOOLONG}
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 SHOWN = 30  # names of a list that an error repeats
 LONGEST = 200  # characters of what others say that an error repeats
 

@@ -59,7 +59,7 @@ class Recorder(TorchDispatchMode):
 
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
-LONG = ("test_paper", "test_run", "test_gpu", "test_status", "test_launchers", "test_readme")
+LONG = ("test_paper", "test_run", "test_readme", "test_status", "test_gpu")
 
 
 def pytest_collection_modifyitems(items):
