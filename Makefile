@@ -10,6 +10,8 @@ SETTINGS ?=
 EXPERIMENTS ?= $(filter-out across_zoos $(if $(findstring data=,$(SETTINGS)),metav_regression),\
 	$(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where an image forbids bytecode, each of the tests' hundred processes compiles all of this again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo paper test test-slow test-faults test-slurm lint bench bench-train clean
 

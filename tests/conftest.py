@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import OmegaConf
 from standin import EVERY, STANDIN, standin
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -169,7 +171,16 @@ def device(request):
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """A store with the tiny zoo of two families, built by one run; (store, run folder, output)."""
-    folder = tmp_path_factory.mktemp("built")
-    output = run(folder / "store", folder / "run", "method=random", "attack=[source,finetune,distill]", "jobs=2")
-    return folder / "store", folder / "run", output
+    """A store with the tiny zoo of two families, built by one run; (store, run folder, output).
+
+    The run is one for all processes that test; each has a copy of the store, to which tests add.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
+    store, said = folder / "store", folder / "output.txt"
+    with FileLock(f"{folder}.lock"):
+        if not said.is_file():
+            output = run(store, folder / "run", "method=random", "attack=[source,finetune,distill]", "jobs=2")
+            said.write_text(output)
+    copy = shutil.copytree(store, tmp_path_factory.mktemp("copy") / "store")
+    return copy, folder / "run", said.read_text()

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import run
+from conftest import TINY, run
 
+import fingerbench as fb
 from fingerbench import config
 from fingerbench.bench import Bench
 from fingerbench.errors import UserError
@@ -203,17 +204,17 @@ def test_a_zoo_that_breaks_a_gate_is_refused_and_nothing_is_lost(built, tmp_path
         assert step in output
     assert not pd.read_csv(tmp_path / "stop" / "gates.csv")["holds"].all()
     assert not (tmp_path / "stop" / "scores.csv").exists()
-    output = run(built[0], tmp_path / "stop", *words, "gates.action=off")
-    assert "gates: " not in output and not (tmp_path / "stop" / "gates.csv").exists()
-    assert (tmp_path / "stop" / "scores.csv").exists()
+    off = fb.open(*TINY, f"store={built[0]}", *words, "gates.action=off")
+    assert gates.plan(off) == [] and gates.judge(off, tmp_path / "stop") is None
+    assert not (tmp_path / "stop" / "gates.csv").exists()  # nor what the run before found
 
 
-def test_a_zoo_that_holds_passes_where_a_broken_one_would_stop(built, tmp_path):
+def test_a_zoo_that_holds_passes_where_a_broken_one_would_stop(built, tmp_path, caplog):
     words = ["gates.action=stop", "gates.mirror=1", "attack=finetune", "attack.finetune.variants=[FTLL]"]
-    output = run(built[0], tmp_path, "method=random", *words)
+    with caplog.at_level("INFO"):
+        gates.judge(fb.open(*TINY, f"store={built[0]}", "method=random", *words), tmp_path)
     found = pd.read_csv(tmp_path / "gates.csv")
-    assert found["holds"].all() and f"gates: {len(found)} of {len(found)} hold" in output
-    assert (tmp_path / "scores.csv").exists()
+    assert found["holds"].all() and f"gates: {len(found)} of {len(found)} hold" in caplog.text
 
 
 def test_what_a_profile_does():

@@ -372,12 +372,6 @@ def weights(name):
 
 
 def test_the_command_line_says_it_in_one_line(here):
-    torch.save(network(NET).state_dict(), here / "mine.pt")
-    for words, line in (
-        (["zoo.weights=mine.pt"], "pickles, such as .pt, are never read"),
-        (["zoo.source=python:mynet.nett"], "did you mean 'net'"),
-    ):
-        environment = {"PYTHONPATH": str(ROOT)}
-        command = [*TINY, *OWN, *words, "store=store", "hydra.run.dir=run"]
-        output = finish(start([ROOT / "run.py"], *command, cwd=here, environment=environment), 2)
-        assert output.startswith("error: ") and line in output and output.count("\n") == 1, output
+    command = [*TINY, *OWN, "zoo.source=python:mynet.nett", "store=store", "hydra.run.dir=run"]
+    output = finish(start([ROOT / "run.py"], *command, cwd=here, environment={"PYTHONPATH": str(ROOT)}), 2)
+    assert output.startswith("error: ") and "did you mean 'net'" in output and output.count("\n") == 1, output

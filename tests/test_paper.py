@@ -93,7 +93,7 @@ ENTRIES = {
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The words of every experiment, everything they need being made in one store: as one plan a data set."""
+    """Every experiment as (words, experiment, cells), all they need being made in one store: as one plan a data set."""
     store = f"store={tmp_path_factory.mktemp('paper') / 'store'}"
     shared = [store, "jobs=2", "queries=10", "experiment.seeds=[0]"]
     images = [
@@ -106,15 +106,16 @@ def tiny(tmp_path_factory):
         name: [f"experiment={name}", *shared, *short, *(images if name != "metav_regression" else [])]
         for name, (_, _, short) in ENTRIES.items()
     }
-    plans = {}
-    for mine in words.values():
+    every, plans = {}, {}
+    for name, mine in words.items():
         drawn = experiment.composed(config.compose(mine))
-        for cell in experiment.cells(drawn, mine):
+        every[name] = mine, drawn, experiment.cells(drawn, mine)
+        for cell in every[name][-1]:
             bench, specs = plans.setdefault(cell.bench.settings.data.name, (cell.bench, []))
             specs += drawn.needs(cell.bench)
     for bench, specs in plans.values():
         bench.build(specs)
-    return words
+    return every
 
 
 def test_every_experiment_is_an_entry():
@@ -124,7 +125,8 @@ def test_every_experiment_is_an_entry():
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_is_drawn_beside_the_papers_numbers(name, tiny, tmp_path):
     where, numbers, _ = ENTRIES[name]
-    page = experiment.read(name, tiny[name])
+    words, drawn, cells = tiny[name]
+    page = experiment.page(name, drawn, cells)
     assert where in page.paper and not page.missing and page.exhibits
     shown = {
         text
@@ -139,12 +141,12 @@ def test_every_entry_is_drawn_beside_the_papers_numbers(name, tiny, tmp_path):
     assert len(files) >= 2 and all(file.stat().st_size for file in files)
     if numbers and name != "naturalfinger_table1":  # a zoo can be counted in any profile
         assert any("cannot be compared" in exhibit.caption for exhibit in page.exhibits)
-    html.write([page], tiny[name], tmp_path / "page.html")
+    html.write([page], words, tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("<figure>") == len(page.exhibits)
 
 
 def test_a_missing_cell_is_told_with_its_command(tiny):
-    words = [*tiny["naturalfinger_table3"], "experiment.seeds=[7]"]
+    words = [*tiny["naturalfinger_table3"][0], "experiment.seeds=[7]"]
     with pytest.raises(
         experiment.LackingError, match=r"8 of 8 cells are not in the store(.|\n)*experiment.seeds=\[7\]"
     ):

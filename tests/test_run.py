@@ -12,6 +12,11 @@ import pytest
 import safetensors.torch
 from conftest import TINY, finish, refuse, run, start
 
+import fingerbench as fb
+from fingerbench import config
+from fingerbench.errors import UserError
+from fingerbench.evaluate.run import plan
+
 FAMILIES = "attack=[source,finetune,distill]"
 COLUMNS = ["method", "source", "suspect", "family", "attack", "variant", "arch", "pirated", "mirror_of"]
 COLUMNS += ["score", "score_8bit", "raw", "accuracy", "queries", "evasion", "seed", "profile"]
@@ -213,14 +218,32 @@ BAD = [
 ]
 
 
-def test_bad_input_gives_one_line_and_exit_code_2(tmp_path):
-    cases = [(["method=random", *word.split()], answer) for word, answer in BAD]
-    refuse(tmp_path / "store", tmp_path / "run", cases, "data.transfer=50")
+@pytest.mark.parametrize(("words", "answer"), BAD)
+def test_bad_input_is_told_in_one_line(words, answer, tmp_path):
+    words = ["method=random", *words.split(), f"store={tmp_path}"]
+    with pytest.raises(UserError) as caught:
+        config.check(words)
+        bench = fb.open(*words)
+        plan(bench)
+        bench.build([])
+    assert f"{caught.value}\n".startswith(answer) and "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_bad_input_of_the_command_line_ends_in_its_line_and_exit_code_2(tmp_path):
+    found = (
+        "zoo.widht=1",
+        "attack=prune,noise",
+        "zoo.source=resnet81",
+        "device=tpu9",
+    )  # each later than the one before
+    cases = [(["method=random", words], answer) for words, answer in BAD if words in found]
+    assert len(cases) == len(found)
+    refuse(tmp_path / "store", tmp_path / "run", cases)
 
 
 def test_a_sweep_and_its_report(built, tmp_path):
     store = built[0]
-    words = [*TINY, f"store={store}", f"hydra.sweep.dir={tmp_path / 'sweep'}", FAMILIES, "queries=10"]
+    words = [*TINY, f"store={store}", f"hydra.sweep.dir={tmp_path / 'sweep'}", FAMILIES]
     swept = finish(start(["run.py"], "-m", *words, "method=random,akh", "seed=0,1"))
     reported = finish(start(["-m", "fingerbench"], "report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")))
     for output, folder in ((swept, tmp_path / "sweep" / "report"), (reported, tmp_path / "out")):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Digits:
     transfer: int = 1700
     seed: int = 0
 
+    @lru_cache(maxsize=4)  # noqa: B019 - of what is frozen; each experiment of a report asks for it again
     def load(self) -> Dataset:
         """Return the splits, by default of 600, 600, 298 and 299 images, and `transfer` glyphs labelled 0.
 
