@@ -7,6 +7,7 @@ import torch
 from conftest import run
 from PIL import Image
 
+import fingerbench as fb
 from fingerbench.data import SPLITS, check
 from fingerbench.data.imagefolder import ImageFolder
 from fingerbench.errors import UserError
@@ -94,10 +95,11 @@ def test_a_run_on_images_and_a_network_of_ones_own(tmp_path):
     words = ["data=imagefolder", f"data.root={root}", "data.size=16", "data.constants.augment.pad=2", "jobs=1"]
     words += ["zoo.architectures=[timm:test_vit,resnet18]", "method=random", "zoo.training.epochs=2"]
     words += ["zoo.tuning.epochs=1", "queries=10"]
-    refused = run(tmp_path / "store", tmp_path / "no", *words, code=2, tiny=False)
     families = "source,finetune,prune,noise,adversarial,distill,scratch,scratch-distill"
-    assert "error: attack=knockoff: expected a data set with transfer images, such as from data.tr" in refused
-    assert f"or attack=[{families}]; got 'imagefolder without any'" in refused
+    told = "attack=knockoff: expected a data set with transfer images, such as from data.tr"
+    with pytest.raises(UserError, match=told) as caught:
+        fb.open(*words).plan()
+    assert f"or attack=[{families}]; got 'imagefolder without any'" in str(caught.value)
     run(tmp_path / "store", tmp_path / "run", *words, "attack=[source,distill,scratch]", tiny=False)
     scores = pd.read_csv(tmp_path / "run" / "scores.csv").set_index("suspect")
     assert scores.score["source"] == 1 and scores.arch["distill/timm:test_vit"] == "timm:test_vit"
