@@ -60,7 +60,7 @@ def check(arguments: Sequence[str]) -> None:
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
         groups = [override for override in swept if override.key_or_group in GROUPS]
-        chosen = [next(_choices(override)) for override in groups]  # a key may be there with what is chosen alone
+        chosen = [_choices(override)[0] for override in groups]  # a key may be there with what is chosen alone
         whole = _composed([*fixed, *chosen], return_hydra_config=True)
         many = whole.hydra.mode == RunMode.MULTIRUN or given.multirun
         if swept and not many:
@@ -72,7 +72,7 @@ def check(arguments: Sequence[str]) -> None:
             hint = f", or write {key}=[{values}] for a list" if listed else ""
             raise UserError(f"{key}={values} is a sweep: add -m for one run each{hint}")
         for override in swept:
-            others = [next(_choices(group)) for group in groups if group is not override]
+            others = [_choices(group)[0] for group in groups if group is not override]
             for choice in _choices(override):
                 _composed([*fixed, *others, choice])
         cluster.check(whole.hydra, bool(many))
@@ -97,8 +97,8 @@ def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:
-    with _explained(overrides):
-        return OverridesParser.create().parse_overrides(list(overrides))
+    with _hydra() as hydra, _explained(overrides):
+        return OverridesParser.create(hydra.config_loader).parse_overrides(list(overrides))
 
 
 def searched(words: Sequence[str]) -> list[str]:
@@ -274,8 +274,14 @@ def _group_choices(words: Sequence[str]) -> list[str]:
     return [o.input_line for o in chosen if o.input_line is not None and not o.is_sweep_override()]
 
 
-def _choices(override: Override) -> Iterator[str]:
-    return (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
+def _choices(override: Override) -> list[str]:
+    """Return an override for each value of a sweep, at least one."""
+    key, interval = override.get_key_element(), override.is_interval_sweep()
+    values = [] if interval else [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        got = "an interval" if interval else "none"
+        raise UserError(f"{override.input_line}: expected values such as a,b or range(0,2); got {got}; list them")
+    return values
 
 
 def _first_line(error: BaseException) -> str:

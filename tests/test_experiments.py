@@ -168,6 +168,15 @@ def test_a_part_of_a_grid_is_a_list_and_no_sweep():
         config.check(["method=akh,random"])
 
 
+def test_a_sweep_may_be_a_pattern_and_has_values_to_list():
+    config.check(["-m", "method=glob([a*,r*])"])
+    with pytest.raises(UserError, match=r"unknown config key 'method.stesp'"):
+        config.check(["-m", "method=glob(a*)", "method.stesp=2"])
+    for word, got in (("method=glob(z*)", "none"), ("seed=glob(*)", "none"), ("seed=interval(0,1)", "an interval")):
+        with pytest.raises(UserError, match=rf"=.*: expected values such as a,b or range\(0,2\); got {got}; list"):
+            config.check(["-m", word])
+
+
 def test_a_sweep_over_a_group_takes_the_keys_of_what_it_chooses():
     config.check(["-m", "data=cifar10,imagefolder", "data.root=/data"])  # the digits, chosen otherwise, have none
     with pytest.raises(UserError, match=r"unknown config key 'data.root'"):
