@@ -346,8 +346,10 @@ class Bench:
         overrides = [*kept, f"method={method}"]
         return Bench(config.compose(overrides), overrides, self.data)
 
-    def under(self, evasion: str) -> Bench:
+    def under(self, evasion: str, node: DictConfig | None = None) -> Bench:
         """Return this benchmark under another evasion; data, models and fingerprint, with their keys, are shared.
+
+        node: what `config.choice` has of that evasion, if it is at hand.
 
         Raises:
             UserError: there is no such evasion.
@@ -355,7 +357,7 @@ class Bench:
         _ = self.models, self.fingerprint_spec, self.workshop  # made here, so that the copy has them
         other = copy.copy(self)
         other.settings = copy.deepcopy(self.settings)
-        other.settings.evasion = config.choice("evasion", evasion, self.overrides)
+        other.settings.evasion = node or config.choice("evasion", evasion, self.overrides)
         kept = [word for word in self.overrides if not word.startswith(("evasion=", "evasion."))]
         other.overrides = (*kept, f"evasion={evasion}")
         other.__dict__.pop("evasion_spec", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -94,6 +95,14 @@ def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
             raise UserError(f"{override.input_line}: expected one choice; got {len(value)}; give one{sweep}")
     with _explained(overrides):
         return hydra_compose("config", overrides=list(overrides), **more)
+
+
+def changed(settings: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return composed settings with other values than they were composed with; for choices from groups, compose."""
+    other = copy.deepcopy(settings)
+    for override in _parsed(overrides):
+        OmegaConf.update(other, override.key_or_group, override.value(), merge=True)  # as Hydra does
+    return other
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:

@@ -68,12 +68,21 @@ def cells(name, *words, seeds=(0, 1)):
     return drawing, every
 
 
-def test_cells_that_differ_by_their_seed_are_as_if_composed():
-    words = ["experiment=naturalfinger_table3", "experiment.seeds=[0,7]"]
-    every = experiment.cells(experiment.composed(config.compose(words)), words)
-    assert [cell.bench.settings.seed for cell in every[:2]] == [0, 7]
-    for cell in every[:4]:
-        assert cell.bench.settings == config.compose(cell.bench.overrides)
+def test_cells_that_differ_by_values_are_as_if_composed(monkeypatch):
+    compose, composed = config.compose, []
+    monkeypatch.setattr(config, "compose", lambda words: composed.append(words) or compose(words))
+    for name, grid, times in (
+        ("naturalfinger_table3", ["experiment.seeds=[0,7]"], 1),
+        ("across_zoos", ["experiment.grid.method=[akh,random]", "experiment.grid.zoo.seed=[0,3]"], 2),
+        ("metafinger_figure7", ["+experiment.grid.zoo.architectures=[[resnet18],[resnet34,vgg13_bn]]"], 1),
+    ):
+        words = [f"experiment={name}", *grid]
+        drawn = experiment.composed(compose(words))
+        composed.clear()
+        every = experiment.cells(drawn, words)
+        assert len(composed) == times and len({repr(cell.settings) for cell in every}) == len(every)
+        for cell in (every[1], every[-1]):
+            assert cell.bench.settings == compose(cell.bench.overrides)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,13 @@ between two cells; `page` reads it back from the store and draws; it never makes
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -151,7 +150,7 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
     Raises:
         UserError: an override of what the experiment varies itself.
     """
-    grid = {**dict(config.leaves(experiment.grid)), "seed": experiment.seeds}  # the seed last, see `_bench`
+    grid = {**dict(config.leaves(experiment.grid)), "seed": experiment.seeds}
     for axis, values in grid.items():
         require(isinstance(values, list | tuple) and len(values) > 0, _axis(axis), "a list such as [a,b]", values)
     for key in (word.lstrip("+").partition("=")[0] for word in words):
@@ -160,7 +159,13 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
             raise UserError(f"{key}=: this experiment varies {axis} itself; choose with {_axis(axis)}=[...]")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     benches: dict[str, Bench] = {}
-    return [Cell(point, _command(point, words), _bench(point, words, benches)) for point in points]
+    evasion = cache(lambda name: config.choice("evasion", name, words))
+
+    def bench(point: Mapping[str, Any]) -> Bench:
+        clean, name = _bench(point, words, benches), point.get("evasion")
+        return clean if name is None else clean.under(name, evasion(name))
+
+    return [Cell(point, _command(point, words), bench(point)) for point in points]
 
 
 def _axis(key: str) -> str:
@@ -174,24 +179,29 @@ def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
 
 
 def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Bench]) -> Bench:
-    """Return the benchmark at a point of the grid; `benches` made before lend it what is the same."""
+    """Return the benchmark at a point of the grid, evasions aside; `benches` made before lend it what is the same."""
     varied = (f"{key}={config.text(value)}" for key, value in point.items() if key != "evasion")
     overrides = (*words, *varied)
     key = json.dumps(overrides)
     if key not in benches:
-        twin = next((b for b in benches.values() if b.overrides[:-1] == overrides[:-1]), None)
-        settings = _reseeded(twin.settings, point["seed"]) if twin else config.compose(overrides)
+        settings = next(filter(None, (_as_composed(bench, overrides) for bench in benches.values())), None)
+        settings = settings or config.compose(overrides)
         alike = (bench for bench in benches.values() if bench.settings.data == settings.data)
         lender = next(alike, None)
         benches[key] = Bench(settings, overrides, lender.data if lender else None)
-    return benches[key].under(point["evasion"]) if "evasion" in point else benches[key]
+    return benches[key]
 
 
-def _reseeded(settings: DictConfig, seed: Any) -> DictConfig:
-    """Return `settings` with another seed, as composing them anew would, which takes a third of a second."""
-    other = copy.deepcopy(settings)
-    other.seed = seed
-    return other
+def _as_composed(bench: Bench, overrides: Sequence[str]) -> DictConfig | None:
+    """Return what `overrides` compose to, which takes a third of a second, if they differ from a bench's by values.
+
+    They are as many, of the same keys. What is chosen from a group is no value.
+    """
+    changed = [word for word, before in zip(overrides, bench.overrides, strict=True) if word != before]
+    keys = (word.partition("=")[0] for word in changed)
+    if any(isinstance(OmegaConf.select(bench.settings, key), DictConfig) for key in keys):
+        return None
+    return config.changed(bench.settings, changed)
 
 
 def fill(experiment: Experiment, filled: Sequence[Cell]) -> None:
