@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from devices import slow_but
 
 from fingerbench import config, nets
 from fingerbench.bench import Bench
@@ -63,7 +64,7 @@ def test_every_architecture_has_a_cost():
         assert network(architecture, 0.125).flop("answer") > 1e5, architecture
 
 
-@pytest.mark.parametrize("name", config.options("gan"))
+@pytest.mark.parametrize("name", slow_but(("sagan",), config.options("gan")))
 def test_every_gan_has_a_cost_and_a_step_is_most_of_it(name):
     gan = Adversaries(config.build(config.compose([f"gan={name}", "gan.width=0.125"]).gan), 10, (3, 16, 16))
     assert 0 < gan.flop("answer") < gan.flop("attack") < gan.flop("train")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from conftest import TINY, UNREPEATABLE, Recorder
+from devices import slow_but
 from torch.nn import functional as F
 
 import fingerbench as fb
@@ -64,7 +65,7 @@ class Flags(Spec):
         }
 
 
-@pytest.mark.parametrize("switch", [False, True])
+@pytest.mark.parametrize("switch", slow_but((True,), [False, True]))
 def test_what_the_switch_sets_in_a_worker(tmp_path, switch, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     bench = fb.open(f"store={tmp_path}", "jobs=1", f"deterministic={switch}")

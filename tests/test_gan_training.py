@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import KilledError, same_weights
+from devices import slow_but
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -82,7 +83,7 @@ def test_spectral_norms_of_the_average_begin_where_those_of_the_generator_are():
     assert began and all(torch.equal(seen[0][name], there) for name, there in began.items())
 
 
-@every_gan
+@pytest.mark.parametrize("name", slow_but(("sagan", "reacgan"), DESIGNS))
 def test_a_killed_training_goes_on_to_the_same_gan(name, tmp_path, monkeypatch):
     whole, file = trained(name=name), tmp_path / "some" / "key.pt"
     design, cpu = small(name), torch.device("cpu")

@@ -131,7 +131,7 @@ def test_augmentation_crops_alike(device):
         assert torch.equal(there[i], crop.flip(2) if mirrored[i] else crop)
 
 
-@pytest.mark.parametrize("theft", slow_but(("prune/0.5", "knockoff/resnet18"), THEFTS))
+@pytest.mark.parametrize("theft", slow_but(("knockoff/resnet18",), THEFTS))
 @others
 def test_an_attack_makes_the_same_model(store, device, theft):
     bench = opened(store, "method=random", f"attack={theft.partition('/')[0]}")
@@ -166,7 +166,7 @@ def score(bench, device):
     return bench.method.similarity(fingerprint, answers[0])
 
 
-@pytest.mark.parametrize("method", slow_but({*METHODS} - {"naturalfinger", "metafinger", "metav"}, METHODS))
+@pytest.mark.parametrize("method", slow_but(("ipguard", "akh", "random"), METHODS))
 @others
 def test_a_fingerprint_made_on_a_device_is_answered_on_the_cpu(store, device, method, tmp_path):
     longer = {"naturalfinger": "method.epochs=60", "metafinger": "method.max_restarts=4"}  # or no query may pass
