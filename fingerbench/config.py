@@ -98,7 +98,7 @@ def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
 
 
 def changed(settings: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return composed settings with other values than they were composed with; for choices from groups, compose."""
+    """Return composed settings with other values than they were composed with; other choices from groups compose."""
     other = copy.deepcopy(settings)
     for override in _parsed(overrides):
         OmegaConf.update(other, override.key_or_group, override.value(), merge=True)  # as Hydra does

@@ -75,6 +75,7 @@ def test_cells_that_differ_by_values_are_as_if_composed(monkeypatch):
         ("naturalfinger_table3", ["experiment.seeds=[0,7]"], 1),
         ("across_zoos", ["experiment.grid.method=[akh,random]", "experiment.grid.zoo.seed=[0,3]"], 2),
         ("metafinger_figure7", ["+experiment.grid.zoo.architectures=[[resnet18],[resnet34,vgg13_bn]]"], 1),
+        ("zoo", ["+experiment.grid.recipe=[demo,fast]", "+experiment.grid.queries=[5,6]"], 2),
     ):
         words = [f"experiment={name}", *grid]
         drawn = experiment.composed(compose(words))

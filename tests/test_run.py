@@ -230,12 +230,8 @@ def test_bad_input_is_told_in_one_line(words, answer, tmp_path):
 
 
 def test_bad_input_of_the_command_line_ends_in_its_line_and_exit_code_2(tmp_path):
-    found = (
-        "zoo.widht=1",
-        "attack=prune,noise",
-        "zoo.source=resnet81",
-        "device=tpu9",
-    )  # each later than the one before
+    # Each is found later than the one before.
+    found = ("zoo.widht=1", "attack=prune,noise", "zoo.source=resnet81", "device=tpu9")
     cases = [(["method=random", words], answer) for words, answer in BAD if words in found]
     assert len(cases) == len(found)
     refuse(tmp_path / "store", tmp_path / "run", cases)

@@ -159,10 +159,11 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
             raise UserError(f"{key}=: this experiment varies {axis} itself; choose with {_axis(axis)}=[...]")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     benches: dict[str, Bench] = {}
+    groups = [key for key in grid if config.options(key, words)]
     evasion = cache(lambda name: config.choice("evasion", name, words))
 
     def bench(point: Mapping[str, Any]) -> Bench:
-        clean, name = _bench(point, words, benches), point.get("evasion")
+        clean, name = _bench(point, words, benches, groups), point.get("evasion")
         return clean if name is None else clean.under(name, evasion(name))
 
     return [Cell(point, _command(point, words), bench(point)) for point in points]
@@ -178,30 +179,32 @@ def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
     return shlex.join(["python", "run.py", *others, *(f"{axis}={value}" for axis, value in choices.items())])
 
 
-def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Bench]) -> Bench:
-    """Return the benchmark at a point of the grid, evasions aside; `benches` made before lend it what is the same."""
+def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Bench], groups: Sequence[str]) -> Bench:
+    """Return the benchmark at a point of the grid, evasions aside; `benches` made before lend it what is the same.
+
+    groups: those keys of the grid that choose from a group of configuration.
+    """
     varied = (f"{key}={config.text(value)}" for key, value in point.items() if key != "evasion")
     overrides = (*words, *varied)
     key = json.dumps(overrides)
     if key not in benches:
-        settings = next(filter(None, (_as_composed(bench, overrides) for bench in benches.values())), None)
-        settings = settings or config.compose(overrides)
+        settings = _composed(overrides, benches.values(), groups)
         alike = (bench for bench in benches.values() if bench.settings.data == settings.data)
         lender = next(alike, None)
         benches[key] = Bench(settings, overrides, lender.data if lender else None)
     return benches[key]
 
 
-def _as_composed(bench: Bench, overrides: Sequence[str]) -> DictConfig | None:
-    """Return what `overrides` compose to, which takes a third of a second, if they differ from a bench's by values.
+def _composed(overrides: Sequence[str], benches: Iterable[Bench], groups: Sequence[str]) -> DictConfig:
+    """Return what `overrides` compose to: of a bench whose choices are the same, since that takes a third of a second.
 
-    They are as many, of the same keys. What is chosen from a group is no value.
+    The overrides of each bench are of the same keys.
     """
-    changed = [word for word, before in zip(overrides, bench.overrides, strict=True) if word != before]
-    keys = (word.partition("=")[0] for word in changed)
-    if any(isinstance(OmegaConf.select(bench.settings, key), DictConfig) for key in keys):
-        return None
-    return config.changed(bench.settings, changed)
+    for bench in benches:
+        changed = [word for word, before in zip(overrides, bench.overrides, strict=True) if word != before]
+        if {word.partition("=")[0] for word in changed}.isdisjoint(groups):
+            return config.changed(bench.settings, changed)
+    return config.compose(overrides)
 
 
 def fill(experiment: Experiment, filled: Sequence[Cell]) -> None:
