@@ -149,13 +149,8 @@ BAD = [
         "attack=prune attack.noise.recipe.lr=1",
         "unknown config key 'attack.noise'; did you mean 'attack.prune'? known: attack.prune\n",
     ),
-    ("~experiment attack=prune,noise zoo.widht=1", "unknown config key 'zoo.widht'; did you mean 'zoo.width'"),
     ("zoo.source=resnet81", "unknown architecture 'resnet81'; did you mean 'resnet18'"),
     ("zoo.architectures=[resnet18,vgg13]", "unknown architecture 'vgg13'; did you mean 'vgg13_bn'"),
-    ("attack=prune,noise", "attack=prune,noise is a sweep: add -m for one run each, or write attack=[prune,noise]"),
-    ("method=akh,random", "method=akh,random is a sweep: add -m for one run each\n"),
-    ("seed=0,1", "seed=0,1 is a sweep: add -m for one run each\n"),
-    ("gates.spared=a,b", "gates.spared=a,b is a sweep: add -m for one run each, or write gates.spared=[a,b] for a"),
     (
         "evasion=[mean,jpeg]",
         "evasion=[mean,jpeg]: expected one choice; got 2; give one, or evasion=mean,jpeg with -m for one run each\n",
@@ -216,23 +211,39 @@ BAD = [
     ("device=tpu9", "unknown device 'tpu9'"),
     ("precision=float23", "unknown precision 'float23'; did you mean 'float32'"),
 ]
+SWEPT = [
+    ("~experiment attack=prune,noise zoo.widht=1", "unknown config key 'zoo.widht'; did you mean 'zoo.width'"),
+    ("attack=prune,noise", "attack=prune,noise is a sweep: add -m for one run each, or write attack=[prune,noise]"),
+    ("method=akh,random", "method=akh,random is a sweep: add -m for one run each\n"),
+    ("seed=0,1", "seed=0,1 is a sweep: add -m for one run each\n"),
+    ("gates.spared=a,b", "gates.spared=a,b is a sweep: add -m for one run each, or write gates.spared=[a,b] for a"),
+]
+
+
+def in_one_line(error, answer):
+    return f"{error}\n".startswith(answer) and "\n" not in str(error) and error.exit_code == 2
 
 
 @pytest.mark.parametrize(("words", "answer"), BAD)
 def test_bad_input_is_told_in_one_line(words, answer, tmp_path):
-    words = ["method=random", *words.split(), f"store={tmp_path}"]
     with pytest.raises(UserError) as caught:
-        config.check(words)
-        bench = fb.open(*words)
+        bench = fb.open("method=random", *words.split(), f"store={tmp_path}")
         plan(bench)
         bench.build([])
-    assert f"{caught.value}\n".startswith(answer) and "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert in_one_line(caught.value, answer)
+
+
+@pytest.mark.parametrize(("words", "answer"), SWEPT)
+def test_a_sweep_that_nobody_asked_for_is_told_in_one_line(words, answer):
+    with pytest.raises(UserError) as caught:
+        config.check(["method=random", *words.split()])
+    assert in_one_line(caught.value, answer)
 
 
 def test_bad_input_of_the_command_line_ends_in_its_line_and_exit_code_2(tmp_path):
     # Each is found later than the one before.
     found = ("zoo.widht=1", "attack=prune,noise", "zoo.source=resnet81", "device=tpu9")
-    cases = [(["method=random", words], answer) for words, answer in BAD if words in found]
+    cases = [(["method=random", words], answer) for words, answer in (*BAD, *SWEPT) if words in found]
     assert len(cases) == len(found)
     refuse(tmp_path / "store", tmp_path / "run", cases)
 
