@@ -35,6 +35,11 @@ TINY = [
 ]
 
 
+def slow_but(quick, names):
+    """Return the names as parameters, slow but for those that are quick enough for CI."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 class KilledError(Exception):
     """Stands for the end of a process in the middle of a training."""
 

@@ -60,8 +60,3 @@ def blank():
     """
     with seeded(0):
         return nn.Sequential(*block(3, 8), *block(8, 16), nn.Flatten(), nn.Linear(256, 10))
-
-
-def slow_but(quick, names):
-    """Return the names as parameters, slow but for those that are quick enough for CI."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]

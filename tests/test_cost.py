@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from devices import slow_but
+from conftest import slow_but
 
 from fingerbench import config, nets
 from fingerbench.bench import Bench

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import TINY, UNREPEATABLE, Recorder
-from devices import slow_but
+from conftest import TINY, UNREPEATABLE, Recorder, slow_but
 from torch.nn import functional as F
 
 import fingerbench as fb

@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import safetensors.torch
 import torch
-from conftest import KilledError, same_weights
-from devices import slow_but
+from conftest import KilledError, same_weights, slow_but
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import METHODS, KilledError
-from devices import CPU, GANS, RECIPE, blank, block, made, opened, others, shop, slow_but
+from conftest import METHODS, KilledError, slow_but
+from devices import CPU, GANS, RECIPE, blank, block, made, opened, others, shop
 from standin import CUDA, NO_GPU
 from torch import nn
 from torch.nn import functional as F

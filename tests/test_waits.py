@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from devices import CPU, GANS, RECIPE, blank, made, opened, shop, slow_but
+from conftest import slow_but
+from devices import CPU, GANS, RECIPE, blank, made, opened, shop
 from standin import Waits, standin
 
 from fingerbench.data.augment import Augment
