@@ -18,9 +18,10 @@ export PYTHONDONTWRITEBYTECODE :=
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
+# Compiling all 12,000 modules takes a minute; Python compiles those that are used, when they first are.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev,cluster]' -c constraints.txt
+	$(BIN)/pip install --quiet --no-compile -e '.[dev,cluster]' -c constraints.txt
 	touch $@
 
 setup: $(READY) ## virtual environment with the pinned dependencies
