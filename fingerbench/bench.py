@@ -16,11 +16,12 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from fingerbench import config
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
+ZOO = ("data", "zoo", "attack", "precision")  # the settings that its models follow from
+
 
 def open(*overrides: str) -> Bench:
     """Return the benchmark for command-line overrides such as "data=digits" or "store=DIR".
@@ -62,24 +66,58 @@ def open(*overrides: str) -> Bench:
     return Bench(config.compose(overrides), overrides)
 
 
-class Bench:
-    """A composed configuration and what follows from it: suspects, specs, models, fingerprints, scores."""
+def _lent(*groups: str) -> Callable[[Callable[[Bench], Made]], cached_property[Made]]:
+    """Return a decorator: a cached property that a benchmark takes from one of its lenders that agrees on `groups`."""
 
-    def __init__(self, settings: DictConfig, overrides: Sequence[str] = (), data: Dataset | None = None) -> None:
+    def decorate(make: Callable[[Bench], Made]) -> cached_property[Made]:
+        def get(bench: Bench) -> Made:
+            for lender in bench.lenders:
+                if all(lender._plain.get(group) == bench._plain.get(group, ...) for group in groups):
+                    return cast(Made, getattr(lender, make.__name__))
+            return make(bench)
+
+        get.__doc__ = make.__doc__
+        return cached_property(get)
+
+    return decorate
+
+
+class Bench:
+    """A composed configuration and what follows from it: suspects, specs, models, fingerprints, scores.
+
+    lenders: benchmarks whose data and specs this one takes over where they are the same.
+    """
+
+    def __init__(
+        self,
+        settings: DictConfig,
+        overrides: Sequence[str] = (),
+        data: Dataset | None = None,
+        lenders: Sequence[Bench] = (),
+    ) -> None:
         self.settings = settings
         self.overrides = tuple(overrides)
         self.store = Store(settings.store, settings.locks)
+        self.lenders = tuple(lenders)
         if data is not None:
             self.data = data
 
     @cached_property
+    def _plain(self) -> dict[str, Any]:
+        """The resolved settings; none where one of them names a setting that there is not, which others report."""
+        try:
+            return cast(dict[str, Any], OmegaConf.to_container(self.settings, resolve=True))
+        except OmegaConfBaseException:
+            return {}
+
+    @_lent("data")
     def data(self) -> Dataset:
         """The data set, loaded and checked."""
         dataset: Dataset = config.build(self.settings.data).load()
         check(dataset)
         return dataset
 
-    @cached_property
+    @_lent(*ZOO)
     def attacks(self) -> dict[str, Attack]:
         """The selected families, by name."""
         families = OmegaConf.select(self.settings, "attack")
@@ -100,12 +138,12 @@ class Bench:
         require(not lacking, key, expected, f"{type(attack).__name__} without {', '.join(lacking)}")
         return attack
 
-    @cached_property
+    @_lent(*ZOO)
     def suspects(self) -> tuple[Suspect, ...]:
         """One record for each selected suspect."""
         return suspects(self.attacks, self.settings.zoo.source)
 
-    @cached_property
+    @_lent(*ZOO)
     def zoo(self) -> Zoo:
         """What all models of this zoo share."""
         width = self.settings.zoo.width
@@ -129,7 +167,7 @@ class Bench:
         require(isinstance(path, str), "zoo.weights", "a safetensors file, or null", path)
         return Given.of(path)
 
-    @cached_property
+    @_lent(*ZOO)
     def models(self) -> dict[str, ModelSpec]:
         """What to make for each suspect, by its name."""
         for family, attack in self.attacks.items():
@@ -167,7 +205,7 @@ class Bench:
             seed=seed_for(self._number("seed", 0), "fingerprint"),
         )
 
-    @cached_property
+    @_lent(*ZOO, "surrogates")
     def surrogates(self) -> Specs:
         """The models that methods may learn from: positive ones, the source first; negative ones."""
         chosen: Surrogates = config.build(self.settings.surrogates)
@@ -344,7 +382,7 @@ class Bench:
             return self
         kept = [word for word in self.overrides if not word.startswith(("method=", "method."))]
         overrides = [*kept, f"method={method}"]
-        return Bench(config.compose(overrides), overrides, self.data)
+        return Bench(config.compose(overrides), overrides, lenders=[self])
 
     def under(self, evasion: str, node: DictConfig | None = None) -> Bench:
         """Return this benchmark under another evasion; data, models and fingerprint, with their keys, are shared.

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
@@ -122,8 +122,13 @@ def family(specs: Iterable[Spec]) -> dict[str, Spec]:
     return known
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)  # evaluates every annotation of the class, and keys ask thousands of times
+
+
 def _fields(value: Any) -> dict[str, Any]:
-    hints = get_type_hints(type(value))
+    hints = _hints(value.__class__)
     plain = {}
     for f in fields(value):
         if f.compare:

@@ -53,7 +53,7 @@ def at(cell, seed):
     """Return a cell at another seed, sooner than by composing it."""
     settings = copy.deepcopy(cell.bench.settings)
     settings.seed = seed
-    return experiment.Cell({**cell.settings, "seed": seed}, cell.command, Bench(settings, (), cell.bench.data))
+    return experiment.Cell({**cell.settings, "seed": seed}, cell.command, Bench(settings, lenders=[cell.bench]))
 
 
 def cells(name, *words, seeds=(0, 1)):
@@ -84,6 +84,20 @@ def test_cells_that_differ_by_values_are_as_if_composed(monkeypatch):
         assert len(composed) == times and len({repr(cell.settings) for cell in every}) == len(every)
         for cell in (every[1], every[-1]):
             assert cell.bench.settings == compose(cell.bench.overrides)
+
+
+def test_cells_share_what_they_agree_on_and_nothing_else():
+    words = ["experiment=across_zoos", *SMALL, "experiment.grid.method=[metav,random]"]
+    drawn = experiment.composed(config.compose(words))
+    benches = {tuple(cell.settings.values())[:2]: cell.bench for cell in experiment.cells(drawn, words)}
+    metav, again, other = benches["metav", 0], benches["random", 0], benches["metav", 1]
+    assert metav.models is again.models and metav.surrogates is again.surrogates
+    assert metav.data is other.data and metav.models["source"] != other.models["source"]
+    for bench in (again, other):
+        alone = Bench(bench.settings)
+        assert [spec.key for spec in bench.plan()] == [spec.key for spec in alone.plan()]
+    others = Bench(config.changed(metav.settings, ["surrogates.halves=[A]"]), lenders=[metav])
+    assert others.models is metav.models and others.surrogates[1] != metav.surrogates[1]
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_shards_begin_elsewhere_and_take_the_same(monkeypatch, tmp_path):
     whole = fb.open(*words)
     plan = [spec.key for spec in whole.trained()]
     for shard in range(8):
-        bench = Bench(config.compose([*words, f"shard={shard}"]), data=whole.data)
+        bench = Bench(config.compose([*words, f"shard={shard}"]), lenders=[whole])
         bench.build(bench.trained())
     firsts = [plan.index(order[0]) for order in orders]
     assert len(set(plan)) == len(plan) and firsts[:2] == [0, len(plan) // 2]

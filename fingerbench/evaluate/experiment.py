@@ -189,9 +189,7 @@ def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Be
     key = json.dumps(overrides)
     if key not in benches:
         settings = _composed(overrides, benches.values(), groups)
-        alike = (bench for bench in benches.values() if bench.settings.data == settings.data)
-        lender = next(alike, None)
-        benches[key] = Bench(settings, overrides, lender.data if lender else None)
+        benches[key] = Bench(settings, overrides, lenders=list(benches.values()))
     return benches[key]
 
 
