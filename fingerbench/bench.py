@@ -298,11 +298,11 @@ class Bench:
             require(isinstance(self.settings[name], bool), name, "true or false", self.settings[name])
         wanted = self._from_shard(list(wanted))
         self._fit_foreign(wanted)
-        container = OmegaConf.to_container(self.settings, resolve=True)
+        settings = cast(dict[str, Any], OmegaConf.to_container(self.settings, resolve=True))
         if any(not self.store.has(spec) for spec in wanted):
-            self.store.remember(self.settings.data.name, cast(dict[str, Any], container)["data"], self.zoo.data)
+            self.store.remember(self.settings.data.name, settings["data"], self.zoo.data)
         sizes = Sizes.of(self.data)
-        Pool(self.store, cast(dict[str, Any], container), self.jobs, lambda spec: effort(spec, sizes)).run(wanted)
+        Pool(self.store, self.data, settings, self.jobs, lambda spec: effort(spec, sizes)).run(wanted)
 
     def _from_shard(self, wanted: list[Spec]) -> list[Spec]:
         """Return `wanted`, beginning where this shard begins to look among what is missing.

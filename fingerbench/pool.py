@@ -1,7 +1,8 @@
 """Building in parallel: one process per worker, each told what to make next, none waiting on another's list.
 
 A worker is `python -m fingerbench.worker`: it hears specs on its standard input and answers on its standard output. It
-ends when its input does, so no worker outlives the process that started it, however that one ends.
+ends when its input does, so no worker outlives the process that started it, however that one ends. The data set, which
+this process has read, all of them map from one file into their memory.
 
 What fails is left out, with all that needs it, and the rest goes on. Where a worker dies, often for want of memory,
 what it was making is tried once more, with one worker fewer as long as there are others.
@@ -17,20 +18,24 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import torch
 
 from fingerbench import plugins
 from fingerbench.cluster import granted_cores
 from fingerbench.cost import Effort
-from fingerbench.errors import BuildError, UserError, last_raised
+from fingerbench.errors import BuildError, UserError, last_raised, writing
 from fingerbench.eta import Eta
 from fingerbench.progress import Progress, plural
+from fingerbench.records import Dataset
 from fingerbench.seeds import CUBLAS
 from fingerbench.store import Spec, Store
 
@@ -49,9 +54,15 @@ class Pool:
     """
 
     def __init__(
-        self, store: Store, settings: dict[str, Any], jobs: int, effort: Callable[[Spec], Effort] | None = None
+        self,
+        store: Store,
+        data: Dataset,
+        settings: dict[str, Any],
+        jobs: int,
+        effort: Callable[[Spec], Effort] | None = None,
     ) -> None:
         self.store = store
+        self.data = data
         self.settings = settings
         self.jobs = jobs
         self._change = threading.Condition()
@@ -92,6 +103,7 @@ class Pool:
         specs = list(self._todo.values())
         progress = Progress({kind: (found[kind], found[kind] + missing[kind]) for kind in missing})
         threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(min(self.jobs, len(self._todo)))]
+        self._file = _filed(self.data)
         try:
             with progress:
                 for thread in threads:
@@ -101,6 +113,7 @@ class Pool:
                 self._watch(threads, progress, found)
         finally:
             self._stop()
+            self._file.close()
         if self._error:
             raise self._error
         if self._failed:
@@ -108,7 +121,7 @@ class Pool:
         made = {spec.key for spec in specs}
         orphans = [spec for spec in there if any(parent.key in made for parent in spec.needs())]
         if not all(self._sound(spec) for spec in orphans):  # the next round sees the rest
-            type(self)(self.store, self.settings, self.jobs, self._effort).run(wanted)
+            type(self)(self.store, self.data, self.settings, self.jobs, self._effort).run(wanted)
 
     def _watch(self, threads: Sequence[threading.Thread], progress: Progress, found: Counter[str]) -> None:
         """Show how far the workers are until all are done."""
@@ -220,9 +233,10 @@ class Pool:
         environment |= CUBLAS if self.settings["deterministic"] else {}
         # What this process imports they import from the same place: -P keeps -m from putting the current folder first.
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        command = [sys.executable, "-P", "-m", "fingerbench.worker"]
+        file, pipe = self._file.fileno(), subprocess.PIPE
+        command = [sys.executable, "-P", "-m", "fingerbench.worker", f"/dev/fd/{file}"]
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+            command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment, pass_fds=(file,)
         )
         self._workers.append(worker)
         _say(worker, json.dumps(self.settings))
@@ -310,6 +324,15 @@ class Pool:
             self._workers.remove(worker)
         _send_home(worker)
         worker.wait()
+
+
+def _filed(data: Dataset) -> IO[bytes]:
+    """Return an open file with the data set; it has no name, so that it goes with the last process that has it."""
+    with writing(Path(tempfile.gettempdir()), "the environment variable TMPDIR"):
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever asked closes it
+        torch.save(data, file)
+        file.flush()
+    return file
 
 
 def _say(worker: subprocess.Popen[str], line: str) -> None:

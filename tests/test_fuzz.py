@@ -428,7 +428,7 @@ SOURCES = [
 ]
 OWN = {  # what is pickled here, and unpickled at once
     "fingerbench/pool.py": {"pickle.dumps"},  # for its own child
-    "fingerbench/worker.py": {"pickle.loads"},
+    "fingerbench/worker.py": {"pickle.loads", "torch.load"},
     "fingerbench/check.py": {"pickle.dumps", "pickle.loads"},  # does a method survive that?
 }
 

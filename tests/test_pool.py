@@ -44,14 +44,14 @@ def test_a_parent_that_comes_out_differently_has_its_children_made_again(tmp_pat
     theft, stranger = Toy(1, (source,)), Toy(2)
     answer = Toy(3, (theft, stranger))
     store, wanted = Store(tmp_path), [answer, stranger, source, theft]
-    Inline(store, {"made": [], "machine": 0}, 1).run(wanted)
+    Inline(store, None, {"made": [], "machine": 0}, 1).run(wanted)
     made = []
     (store.path(source) / "payload.safetensors").write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING):
-        Inline(store, {"made": made, "machine": machine}, 1).run(wanted)
+        Inline(store, None, {"made": made, "machine": machine}, 1).run(wanted)
     assert made == ([source, theft, answer] if machine else [source])
     assert caplog.text.count("it was made of another") == (2 if machine else 0)
-    Inline(store, {"made": made, "machine": machine}, 1).run(wanted)
+    Inline(store, None, {"made": made, "machine": machine}, 1).run(wanted)
     assert len(made) == (3 if machine else 1)
 
 
@@ -59,10 +59,10 @@ def test_a_worker_goes_on_with_what_is_like_its_last_unless_something_more_urgen
     first, second = Toy(0, likeness="a"), Toy(1, likeness="b")
     urgent, third, fourth = Toy(2, (first,)), Toy(3, likeness="b"), Toy(4, likeness="a")
     made = []
-    Inline(Store(tmp_path), {"made": made, "machine": 0}, 1).run([first, urgent, second, third, fourth])
+    Inline(Store(tmp_path), None, {"made": made, "machine": 0}, 1).run([first, urgent, second, third, fourth])
     assert [toy.number for toy in made] == [0, 2, 1, 3, 4]
     made.clear()
-    Inline(Store(tmp_path / "other"), {"made": made, "machine": 0}, 1).run([first, second, third, fourth])
+    Inline(Store(tmp_path / "other"), None, {"made": made, "machine": 0}, 1).run([first, second, third, fourth])
     assert [toy.number for toy in made] == [0, 4, 1, 3]
 
 
@@ -87,7 +87,7 @@ def test_of_a_traceback_that_goes_on_after_the_error_the_error_is_told(tmp_path,
             return {"status": "failed", "user": False, "error": CUDA_SAYS}
 
     with pytest.raises(BuildError, match="TORCH_USE_CUDA_DSA"), caplog.at_level(logging.WARNING):
-        Failing(Store(tmp_path), {"made": [], "machine": 0}, 1).run([Toy(0)])
+        Failing(Store(tmp_path), None, {"made": [], "machine": 0}, 1).run([Toy(0)])
     assert (
         "torch.AcceleratorError: CUDA error: an illegal memory access was encountered; the others go on" in caplog.text
     )

@@ -161,5 +161,5 @@ def test_the_pool_counts_detectors_and_detections_too(workshop, trained, caplog)
     spec, tensors, facts = detect(workshop, workshop.data.test.pixels(), seed=4)
     workshop.store.save(spec, tensors, facts)
     with caplog.at_level(logging.INFO):
-        Pool(workshop.store, {}, 1).run([SOURCE, SPEC, spec])
+        Pool(workshop.store, workshop.data, {}, 1).run([SOURCE, SPEC, spec])
     assert "found 1 of 1 models, 1 of 1 detections, 1 of 1 detectors; nothing to make" in caplog.text
