@@ -65,13 +65,19 @@ def _queries(cell: Cell) -> int:
 def margins(cells: Sequence[Cell]) -> DataFrame:
     """Return a row for every cell and theft whose mirror is there: method (the label), seed, family, variant, margin.
 
-    margin is in [-1, 1] and signed; see `metrics.margins`.
+    margin is in [-1, 1] and signed, see `metrics.margins`; missing where the method found no query.
     """
     import pandas as pd
 
-    frames = [metrics.margins(cell.scores).assign(method=cell.label, seed=cell.bench.settings.seed) for cell in cells]
-    columns = ["method", "seed", "family", "variant", "margin"]
-    return pd.concat(frames, ignore_index=True)[columns].dropna(subset=["margin"])
+    frames = [_margins(cell) for cell in cells]
+    return pd.concat(frames, ignore_index=True)[["method", "seed", "family", "variant", "margin"]]
+
+
+def _margins(cell: Cell) -> DataFrame:
+    found = metrics.margins(cell.scores).dropna(subset=["margin"])
+    if not _queries(cell):
+        found = found.assign(margin=np.nan)
+    return found.assign(method=cell.label, seed=cell.bench.settings.seed)
 
 
 def over_seeds(frame: DataFrame, by: Sequence[str], value: str) -> DataFrame:

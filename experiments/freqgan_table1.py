@@ -39,7 +39,7 @@ SAID = (
 BESIDE = (
     "In the code of the paper's authors the source is a VGG16, a theft has some 20 models, WP removes channels, 200 "
     "queries are sent, thieves distil on the other half of the data, ours on the victim's own, and the negatives are "
-    "20 models of four architectures, trained from scratch; there are no mirrors. So ours are here against "
+    "20 models of four architectures; there are no mirrors. So ours are here against "
     "independent models from scratch and the mirror of the source alone; FT is FTLL and FTAL; and MEP, distillation "
     "by probabilities, is onto those of the four architectures that this zoo has. AVG is the paper's mean over six "
     "thefts. Three of those, MEL, MEA and TL, have no counterpart in this zoo, and three families of ours none there, "
@@ -61,8 +61,13 @@ def as_in_paper(scores: DataFrame) -> DataFrame:
 
 
 def aucs(scores: DataFrame) -> dict[str, float]:
-    """Return the AUC of each axis of `metrics.abp` whose family is in the scores of one run, by its short name."""
+    """Return the AUC of each axis of `metrics.abp` whose family is in the scores of one run, by its short name.
+
+    It is NaN where the method found no query.
+    """
     there = [family for family in metrics.AXES if family in set(scores["family"])]
+    if not (scores["queries"] > 0).all():
+        return dict.fromkeys((SHORT[f] for f in there), float("nan"))
     negative = metrics.sides(scores)[1]
     return {SHORT[f]: metrics.auc(metrics.sides(scores[scores["family"] == f])[0], negative) for f in there}
 

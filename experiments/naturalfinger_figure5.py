@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import by_label, over_seeds, panel, queries_of, spread
+from experiments.common import by_label, over_seeds, panel, queries_of, scores_of, spread
 from fingerbench.errors import require
 from fingerbench.evaluate import plots
 from fingerbench.evaluate.captions import caption
@@ -50,9 +50,7 @@ class Figure5(Experiment):
 
 def _scores(cells: Sequence[Cell]) -> DataFrame:
     """Return method, seed, side, share, score of the unattacked and the adversarially trained pairs."""
-    import pandas as pd
-
-    frame = pd.concat([c.scores.assign(method=c.label) for c in cells], ignore_index=True)
+    frame = scores_of(cells)
     frame = frame[frame["family"].isin(["source", "adversarial"])]
     shares = frame["variant"].where(frame["family"] == "adversarial", "0").astype(float)
     sides = frame["pirated"].map(SIDES)

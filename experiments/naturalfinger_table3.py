@@ -22,7 +22,7 @@ TRICKS = {
 }
 PAPER: dict[
     tuple[bool, ...], float
-] = {  # ARUC in table 3 of NaturalFinger (Yang et al. 2023), in its order; one run each
+] = {  # ARUC in table 3 of NaturalFinger (Yang et al. 2023), in its order; without error bars
     (False, False, False): 0.79,
     (True, False, False): 0.84,
     (False, True, False): 0.86,

@@ -36,9 +36,10 @@ def send(x: Tensor, device: torch.device) -> Tensor:
 def pieces(n: int, batch: int) -> int:
     """Return into how many pieces of nearly equal size to cut n images, so that each has about `batch` of them.
 
-    BatchNorm cannot train on a last batch of one image.
+    BatchNorm cannot train on a last batch of one image, so there is none where `batch` is larger.
     """
-    return max(1, round(n / batch))
+    most = n if batch == 1 else n // 2
+    return max(1, min(round(n / batch), most))
 
 
 def pixels(x: Tensor) -> Tensor:

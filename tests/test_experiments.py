@@ -280,6 +280,18 @@ def test_figure_7_tells_seen_from_unseen_architectures():
     assert heights[-1] == pytest.approx(np.mean(both))
 
 
+@pytest.mark.parametrize("name", ["naturalfinger_figure5", "naturalfinger_figure6", "freqgan_table1"])
+def test_a_seed_without_queries_does_not_count(name):
+    drawing, every = cells(name, "experiment.grid.method=[ipguard]")
+    alone = drawing.exhibits(every[:1])[0].data
+    vars(every[1])["scores"] = every[1].scores.assign(queries=0, score=0.0)
+    both = drawing.exhibits(every)[0].data
+    assert both["mean"].to_list() == pytest.approx(alone["mean"].to_list()) and alone["mean"].notna().all()
+    vars(every[0])["scores"] = every[0].scores.assign(queries=0, score=0.0)
+    drawn = drawing.exhibits(every)[0]
+    assert drawn.data["mean"].isna().all() and "Queries: ipguard 0." in drawn.caption
+
+
 def test_table_3_has_a_row_for_every_combination_of_tricks():
     every, made = drawn("naturalfinger_table3", "attack=[source,prune,scratch]")
     table = made["ablation"].table

@@ -84,6 +84,11 @@ def test_auc_equals_scikit_learn(steps):
         assert metrics.auc(positive, negative) == pytest.approx(expected, abs=1e-12)
 
 
+def test_scores_of_a_verifier_that_saturates_are_ranked_as_they_are():
+    for high, low in ((1 - 1e-13, 1 - 5e-13), (2e-13, 1e-13)):
+        assert metrics.auc([high], [low]) == metrics.tpr_at_fpr([high], [low], 0) == 1
+
+
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.29, 1.0])
 @pytest.mark.parametrize("steps", [None, 10, 100])
 def test_tpr_at_fpr_equals_brute_force_and_scikit_learn(fpr, steps):

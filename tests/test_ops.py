@@ -1,11 +1,12 @@
 """Operations that several rooms share."""
 
+import itertools
 import os
 
 import pytest
 import torch
 
-from fingerbench.ops import eight_bit, predict, without_trials
+from fingerbench.ops import eight_bit, pieces, predict, without_trials
 from fingerbench.workshop import peak_memory
 
 
@@ -51,3 +52,10 @@ def test_peak_memory_sees_what_was_freed_and_forgets_what_was_before():
     assert grown > before + 200
     with peak_memory(cpu) as peak:
         assert peak() < grown - 100
+
+
+def test_no_piece_of_several_is_one_image():
+    for n, batch in itertools.product(range(2, 60), range(2, 12)):
+        sizes = [len(piece) for piece in torch.arange(n).tensor_split(pieces(n, batch))]
+        assert min(sizes) >= min(2, n) and max(sizes) - min(sizes) <= 1 and max(sizes) <= 1.5 * batch
+    assert pieces(1, 8) == 1 and pieces(3, 1) == 3

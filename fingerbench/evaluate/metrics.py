@@ -32,8 +32,8 @@ AXES = ("finetune", "prune", "noise", "adversarial", "distill", "knockoff")  # o
 SNAP = 1e-9  # a number this close to a multiple of 0.01 is meant to be it: 0.29 and 29/100 may differ in the last bit
 
 
-def snapped(values: ArrayLike) -> Floats:
-    """Return `values` as float64, those within 1e-9 of a multiple of 0.01 set to that multiple.
+def checked(values: ArrayLike) -> Floats:
+    """Return `values` as float64.
 
     ValueError: a value is not a number in [0, 1].
     """
@@ -41,6 +41,16 @@ def snapped(values: ArrayLike) -> Floats:
     outside = x[~((x >= -SNAP) & (x <= 1 + SNAP))]
     if outside.size:
         raise ValueError(f"expected scores and thresholds in [0, 1], got {outside[0]}")
+    return x
+
+
+def snapped(values: ArrayLike) -> Floats:
+    """Return `checked` values, those within 1e-9 of a multiple of 0.01 set to that multiple.
+
+    For what compares scores with thresholds. What ranks scores takes them as they are: a verifier that saturates, such
+    as MetaV's, gives many that differ by less.
+    """
+    x = checked(values)
     near = np.round(x * 100) / 100
     return np.where(np.abs(x - near) <= SNAP, near, x)
 
@@ -82,7 +92,7 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
 
     The Mann-Whitney form, equal to the trapezoidal area and faster to bootstrap. NaN if a side is empty.
     """
-    p, n = snapped(positive), np.sort(snapped(negative))
+    p, n = checked(positive), np.sort(checked(negative))
     if not len(p) or not len(n):
         return float("nan")
     wins = np.searchsorted(n, p, side="left") + np.searchsorted(n, p, side="right")
@@ -94,7 +104,7 @@ def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float) -> float:
 
     No interpolation: with fewer than 1 / fpr negatives not one may be accused. NaN if a side is empty.
     """
-    p, n = snapped(positive), np.sort(snapped(negative))[::-1]
+    p, n = checked(positive), np.sort(checked(negative))[::-1]
     if not len(p) or not len(n):
         return float("nan")
     allowed = int(fpr * len(n) + SNAP)  # 0.29 * 100 is 28.999...

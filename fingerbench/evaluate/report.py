@@ -206,7 +206,7 @@ def read_scores(path: Path) -> DataFrame:
         frame["pirated"] = frame["pirated"].map({"True": True, "False": False}).astype("boolean").to_numpy(bool)
         frame = frame.astype(dict.fromkeys(("score", "score_8bit", "raw", "accuracy"), float))
         frame = frame.astype({"queries": int, "seed": int})
-        metrics.snapped(frame[["score", "score_8bit"]])
+        metrics.checked(frame[["score", "score_8bit"]])
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
     except _MALFORMED as error:

@@ -112,6 +112,8 @@ def _mean(judge: Callable[[Fingerprint, Tensor], float], fingerprint: Fingerprin
     """Return the mean judgement over answers (draws, n, ...), 0 where n is 0: who asks nothing, accuses nobody."""
     if not len(fingerprint):
         return 0.0
+    if len(answers) == 1:
+        return judge(fingerprint, answers[0])
     total = sum(judge(fingerprint, drawn) for drawn in answers)
     return round(total / len(answers), 12)  # 0.62 + 0.63 + 0.64 must tie with 0.63 + 0.63 + 0.63
 

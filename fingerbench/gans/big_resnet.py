@@ -29,7 +29,7 @@ class Generator(nn.Module):
         self.width = width
         self.piece = latent // (ups + 1)
         self.first = layers.linear(self.piece, width * 4 * 4)
-        # StudioGAN normalises the maps from this table, not the table.
+        # As remembered, StudioGAN normalises the maps from this table, not the table.
         self.shared = Layers(spectral=False).embedding(classes, shared)
         self.blocks = nn.ModuleList(UpBlock(layers, width, shared + self.piece) for _ in range(ups))
         self.attend_after = ups - 2

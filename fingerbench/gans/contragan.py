@@ -59,7 +59,9 @@ class Contragan(Training):
         return -scores.mean() + self.weight * self.conditional_loss(embeddings, proxies, latents.labels)
 
     def conditional_loss(self, embeddings: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
-        """Return the 2C loss (the paper's equation 8) of embeddings (n, e) and proxies (n, e) of length 1.
+        """Return the 2C loss of embeddings (n, e) and proxies (n, e) of length 1.
+
+        The paper's equation 8, as remembered: not checked against it.
 
         For each image it is -log of a share: among the similarities to its proxy and to all other images, those to
         its proxy and to images of its class.

@@ -40,7 +40,7 @@ class Icrgan(Training):
     zcr_radius: float = 0.05  # standard deviation of the noise on a latent
     zcr_generator: float = 0.5  # weight of zCR in the generator's loss
     zcr_discriminator: float = 20.0  # weight of zCR in the discriminator's loss
-    shift: float = 0.125  # of the side at most, in bCR; 4 pixels of 32, the paper; black fills the gap
+    shift: float = 0.125  # of the side at most, in bCR; 4 pixels of 32, the paper as remembered; black fills the gap
 
     def build(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> Gan:
         """Return untrained networks; see `Training.build`."""

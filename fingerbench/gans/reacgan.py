@@ -27,10 +27,10 @@ class Reacgan(Contragan):
     margin: float = 0.98  # m_p: similarity to its proxy that is enough; m_n = 1 - m_p to another class is harmless
 
     def conditional_loss(self, embeddings: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
-        """Return the D2D-CE loss (the paper's equation 6) of embeddings (n, e) and proxies (n, e) of length 1.
+        """Return the D2D-CE loss of embeddings (n, e) and proxies (n, e) of length 1.
 
-        StudioGAN's code also divides the terms of the negatives, and only those, by the largest of each row; this is
-        the paper's formula.
+        The paper's equation 6. StudioGAN's code also divides the terms of the negatives, and only those, by the largest
+        of each row. Both as remembered: not checked against them.
         """
         attraction = ((embeddings * proxies).sum(1) - self.margin).clamp(max=0) / self.temperature
         repulsion = F.relu(embeddings @ embeddings.T - (1 - self.margin)) / self.temperature
