@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     teller.set_defaults(command=_status)
 
     reporter = commands.add_parser("report", help="tables and figures of runs, or of experiments, from stored scores")
-    reporter.add_argument("what", nargs="+", help="folders of runs; or experiment=NAME, or all, and KEY=VALUE")
+    text = "folders of runs; or experiment=NAME, or all, and KEY=VALUE"
+    reporter.add_argument("overrides", nargs="+", metavar="WHAT", help=text)
     reporter.add_argument("--partial", action="store_true", help="of an experiment: draw what is there, marked")
     reporter.add_argument("--html", type=Path, metavar="FILE", help="of experiments: one page, instead of --out")
     reporter.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
@@ -213,13 +214,13 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    if parsed.what[0] == "all" or any("=" in word for word in parsed.what):
+    if parsed.overrides[0] == "all" or any("=" in word for word in parsed.overrides):
         _report_experiments(parsed)
         return
-    require(parsed.html is None, "--html", "all or experiment=NAME", " ".join(parsed.what))
+    require(parsed.html is None, "--html", "all or experiment=NAME", " ".join(parsed.overrides))
     from fingerbench.evaluate import report, tables
 
-    done = report.report([Path(word) for word in parsed.what], parsed.out)
+    done = report.report([Path(word) for word in parsed.overrides], parsed.out)
     tables.show(*map(tables.terminal, tables.comparison_tables(done.table)))
     _out("\n".join([*done.notes, f"tables and figures: {parsed.out}"]))
 
@@ -227,8 +228,8 @@ def _report(parsed: argparse.Namespace) -> None:
 def _report_experiments(parsed: argparse.Namespace) -> None:
     from fingerbench.evaluate import experiment, html
 
-    words = [word for word in parsed.what if word != "all"]
-    if parsed.what[0] == "all":
+    words = [word for word in parsed.overrides if word != "all"]
+    if parsed.overrides[0] == "all":
         pages = experiment.read_all(words, partial=parsed.partial)
     else:
         pages = [experiment.read(experiment.chosen(words), words, partial=parsed.partial)]

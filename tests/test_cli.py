@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY, finish, start
 
 import fingerbench as fb
-from fingerbench.__main__ import main
+from fingerbench.__main__ import _parsed, main
 from fingerbench.errors import unknown
 
 
@@ -22,6 +22,11 @@ def test_list_zoo_as_json(capsys):
     assert len(rows) == 154
     names = ["name", "family", "attack", "variant", "architecture", "parent", "half", "pirated", "mirror_of"]
     assert all(list(row) == names for row in rows)
+
+
+@pytest.mark.parametrize("line", ["report all --partial store=x", "gc all --delete store=x", "list all --json store=x"])
+def test_words_may_follow_options(line):
+    assert _parsed(line.split()).overrides[-1] == "store=x"
 
 
 def test_list_methods_and_friends(capsys):
