@@ -1,15 +1,18 @@
 """What the pool takes for done: workers and their deaths are in test_run.py and test_faults.py."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 
+import fingerbench as fb
+from fingerbench.bench import Bench
 from fingerbench.errors import BuildError
 from fingerbench.pool import Pool
+from fingerbench.records import Images
 from fingerbench.store import Spec, Store
 
 
@@ -91,3 +94,20 @@ def test_of_a_traceback_that_goes_on_after_the_error_the_error_is_told(tmp_path,
     assert (
         "torch.AcceleratorError: CUDA error: an illegal memory access was encountered; the others go on" in caplog.text
     )
+
+
+@dataclass(frozen=True)
+class Copied(Spec):
+    kind: ClassVar[str] = "copied"
+    version: ClassVar[int] = 1
+
+    def make(self, workshop):
+        return {"x": workshop.data.a.x.clone(), "transfer": workshop.data.transfer.x.clone()}, {}
+
+
+def test_workers_have_the_data_set_of_who_started_them(tmp_path):
+    bench = fb.open(f"store={tmp_path}", "device=cpu", "jobs=1")
+    changed = replace(bench.data, a=Images(255 - bench.data.a.x, bench.data.a.y))  # no loader gives that
+    Bench(bench.settings, data=changed).build([Copied()])
+    made = bench.store.load(Copied()).tensors
+    assert torch.equal(made["x"], changed.a.x) and torch.equal(made["transfer"], changed.transfer.x)
