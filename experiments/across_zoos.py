@@ -70,8 +70,10 @@ def _means(values: DataFrame) -> DataFrame:
     """Return the row of each method, the best mean ARUC first: each measure, its _low and _high, ranks as texts."""
     groups = values.groupby("method")
     means = groups[[*MEASURES]].mean()
+    several = groups.size() > 1  # else there is no range
     for name in MEASURES:
-        means[f"{name}_low"], means[f"{name}_high"] = groups[name].min(), groups[name].max()
+        means[f"{name}_low"] = groups[name].min().where(several)
+        means[f"{name}_high"] = groups[name].max().where(several)
     for name in RANKS:
         means[name] = groups[name].agg(range_of)
     return means.sort_values("aruc", ascending=False, kind="stable").reset_index()

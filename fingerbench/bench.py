@@ -30,7 +30,7 @@ from fingerbench.cost import Sizes, effort
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
 from fingerbench.errors import is_number, is_whole, require, unknown
-from fingerbench.evaluate.evasions import Evasion
+from fingerbench.evaluate.evasions import Evasion, try_out
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans.spec import GanSpec
@@ -240,6 +240,7 @@ class Bench:
         if evasion.changes_queries:
             images = self.data.shape[0] == 3
             require(images, f"evasion={name}", "a data set of 3-channel images, or evasion=none", self.data.name)
+            try_out(evasion, name, self.data.shape)
         else:
             self._require_labels(f"evasion={name}", "evasion=none")
         seed = seed_for(self._number("zoo.seed", 0), "evasion", name)

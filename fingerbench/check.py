@@ -126,7 +126,7 @@ def has_a_key(trial: Trial) -> Iterator[str]:
     try:
         key = _Keyed(trial.method).key
         same = _Keyed(pickle.loads(pickle.dumps(trial.method))).key == key  # noqa: S301 - what was just written
-    except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
+    except (UserError, TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
         yield f"hyperparameters: {error}; fields may be numbers, texts, lists and frozen dataclasses of such"
         return
     if not same:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -57,6 +58,9 @@ def check(arguments: Sequence[str]) -> None:
     given, _ = get_args_parser().parse_known_args(arguments)
     with _hydra():
         parsed = _parsed(given.overrides)
+        if given.cfg and given.multirun:
+            raise UserError("--cfg shows the configuration of one run; leave out -m, or --cfg")
+        _require_searchable(parsed)
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
@@ -77,6 +81,16 @@ def check(arguments: Sequence[str]) -> None:
             for choice in _choices(override):
                 _composed([*fixed, *others, choice])
         cluster.check(whole.hydra, bool(many))
+
+
+def _require_searchable(parsed: Sequence[Override]) -> None:
+    """Raise a UserError where a folder to search for configuration is not there: Hydra goes on without it."""
+    for override in parsed:
+        paths = override.value() if override.key_or_group == "hydra.searchpath" else None
+        for path in map(str, paths if isinstance(paths, list) else []):
+            scheme, _, rest = path.rpartition("://")
+            found = scheme not in ("", "file") or Path(rest).is_dir()
+            require(found, "hydra.searchpath", "folders that there are, such as [file:///home/me/conf]", path)
 
 
 def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
@@ -161,6 +175,8 @@ def build(node: DictConfig) -> Any:
             f"expected a config node with a _target_, got {plain!r}; let it name a class, as in conf/method"
         )
     arguments = {key: value for key, value in plain.items() if key not in RESERVED}
+    if "torchvision." in json.dumps(arguments, default=str):
+        import fingerbench.vision  # noqa: F401 - without it torchvision cannot be imported beside a CPU build of torch
     try:
         built = instantiate(arguments, _convert_="all")
     except HydraException as error:

@@ -27,6 +27,10 @@ class NoQueriesError(UserError):
     """A method found no query at all: a result, if a sad one. A run notes it, and every suspect scores 0."""
 
 
+class ContractError(ValueError):
+    """What a method handed over is not what the interface says; the message says what was expected, and what came."""
+
+
 class DamagedError(Exception):
     """A stored artefact does not match its checksums; the message names it and says how."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fingerbench import ops
-from fingerbench.errors import require
+from fingerbench.errors import ContractError, require
 from fingerbench.task import Task
 
 Half = Literal["A", "B"]
@@ -119,6 +119,14 @@ class Gan:
         return torch.randn(n, self.latent, generator=generator)
 
 
+def require_images(queries: object, shape: tuple[int, ...]) -> None:
+    """Raise a ContractError unless these are float32 images (n, *shape)."""
+    sound = isinstance(queries, Tensor) and queries.dtype == torch.float32 and queries.shape[1:] == shape
+    if not sound:
+        got = f"{queries.dtype} {tuple(queries.shape)}" if isinstance(queries, Tensor) else type(queries).__name__
+        raise ContractError(f"queries: expected a float32 tensor (n, {', '.join(map(str, shape))}), got {got}")
+
+
 @dataclass(frozen=True)
 class Setting:
     """All that a fingerprinting method may see. There is no suspect in it.
@@ -148,13 +156,17 @@ class Setting:
 
     def shortage(self, found: int, why: str) -> str:
         """Return the note of a fingerprint of `found` queries: `why` there are no more, empty if that is the budget."""
-        return f"{found} of {self.budget} queries: {why}" if found < self.budget else ""
+        return f"{found} of {self.budget} queries: {why or 'it does not say why'}" if found < self.budget else ""
 
     def labelled(self, queries: Tensor, yields: Mapping[str, int] | None = None, why: str = "") -> Fingerprint:
         """Return the fingerprint of these queries, whose state "labels", int64 (n,), is what the source says to them.
 
         yields: as in `Fingerprint`; why: there are no more queries, if there are fewer than asked for.
+
+        Raises:
+            ContractError: they are no float32 images of the owner's shape.
         """
+        require_images(queries, tuple(self.train.x.shape[1:]))
         labels = ops.predict(self.source, queries.to(self.device)).argmax(1)
         note = self.shortage(len(queries), why)
         return Fingerprint(queries.cpu(), {"labels": labels.cpu()}, dict(yields or {}), note)
@@ -177,11 +189,11 @@ class Fingerprint:
     def __post_init__(self) -> None:
         q = self.queries
         if q.ndim != 4 or q.dtype != torch.float32 or (len(q) == 0 and not self.note):
-            raise ValueError(f"queries: expected float32 (n, c, h, w), n >= 1; got {q.dtype} {tuple(q.shape)}")
+            raise ContractError(f"queries: expected float32 (n, c, h, w), n >= 1; got {q.dtype} {tuple(q.shape)}")
         if len(q) == 0:
             return
         if not bool(torch.isfinite(q).all()) or float(q.min()) < 0 or float(q.max()) > 1:
-            raise ValueError(f"queries: expected values in [0, 1], got {float(q.min())} to {float(q.max())}")
+            raise ContractError(f"queries: expected values in [0, 1], got {float(q.min())} to {float(q.max())}")
 
     def __len__(self) -> int:
         return len(self.queries)

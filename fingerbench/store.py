@@ -152,7 +152,9 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a spec may hold plain values, dataclasses and specs; got {type(value).__name__}")
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    expected = "plain values, lists and frozen dataclasses, which the store can tell apart"
+    raise UserError(f"expected {expected}; got {kind}; make it a frozen dataclass")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,12 @@ import pickle
 import queue
 import signal
 import sys
+
+if __name__ == "__main__":
+    # Ctrl-C and schedulers reach the whole group; the parent decides. Before the imports, which take seconds.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
 import threading
 import time
 import traceback
@@ -35,8 +41,6 @@ from fingerbench.workshop import Workshop, peak_memory
 
 def main() -> None:
     """Serve until standard input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # Ctrl-C and schedulers reach the whole group; the parent decides
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not end up among the replies
     settings = OmegaConf.create(json.loads(sys.stdin.readline()))

@@ -239,6 +239,28 @@ def test_a_table_that_is_not_filled_in_is_refused(built, names, tmp_path, capsys
     assert "No such file" in capsys.readouterr().err
 
 
+def test_a_table_of_a_spreadsheet_may_have_tabs_but_no_encoding_of_its_own(built, names, tmp_path, capsys):
+    path, text = tmp_path / "answers.csv", filled(names)
+    path.write_text(text)
+    assert main(["verdict", str(built[1]), str(path), "--json"]) == 0
+    expected = capsys.readouterr().out
+    path.write_text(text.replace(",", "\t"))
+    assert main(["verdict", str(built[1]), str(path), "--json"]) == 0
+    assert capsys.readouterr().out == expected
+    path.write_text(text, encoding="utf-16")
+    assert main(["verdict", str(built[1]), str(path)]) == 2
+    assert "answers.csv: expected UTF-8, got another encoding; save it as CSV in UTF-8" in capsys.readouterr().err
+
+
+def test_a_method_that_is_not_here_is_asked_for_by_its_folder(built, tmp_path, capsys):
+    run = shutil.copytree(built[1], tmp_path / "run")
+    text = (run / "manifest.json").read_text()
+    (run / "manifest.json").write_text(text.replace('"name": "random"', '"name": "mine"'))
+    assert main(["queries", str(run), "--out", str(tmp_path / "out")]) == 2
+    said = "its method, mine, is not in conf/method; if it is of a folder of yours, add hydra.searchpath=[file://DIR]"
+    assert said in capsys.readouterr().err
+
+
 def test_one_model_under_two_names_is_warned_of(built, names, tmp_path, caplog):
     a, b, c, d = (tmp_path / f"{letter}.csv" for letter in "abcd")
     for path, answer in ((a, ",1"), (b, ",2"), (c, ",2.0"), (d, ",1")):

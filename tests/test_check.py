@@ -81,7 +81,7 @@ class Field(Sound):
         (type("M", (Sound,), {"similarity": lambda self, responses: 1.0})(), "similarity: expected the arguments"),
         (Thawed(), "expected a frozen dataclass"),
         (Field(), "annotate them with ClassVar"),
-        (Unkeyed(), "hyperparameters: a spec may hold plain values"),
+        (Unkeyed(), "hyperparameters: expected plain values, lists and frozen dataclasses"),
     ],
 )
 def test_what_is_not_declared_is_told_before_anything_runs(method, said):
@@ -183,7 +183,7 @@ def fails(self, setting, made):
         (undecided, "the same seed gives another one"),
         (deaf, "another seed gives the same"),
         (nothing, "expected a fingerbench.records.Fingerprint, got NoneType"),
-        (bright, "raises ValueError: queries: expected values in [0, 1]"),
+        (bright, "raises ContractError: queries: expected values in [0, 1]"),
         (fails, "raises RuntimeError: the moon is full (test_check.py, line "),
     ],
 )

@@ -1,20 +1,21 @@
 """Evasions: each against an oracle or a property, and runs of the tiny zoo under some."""
 
 import io
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, finish, run, start
 from PIL import Image
 from torch.nn import functional as F
 
 import fingerbench as fb
 from fingerbench import config
 from fingerbench.errors import UserError
-from fingerbench.evaluate.evasions import Evasion
+from fingerbench.evaluate.evasions import Evasion, Transformed
 from fingerbench.evaluate.run import _mean
 from fingerbench.ops import eight_bit, matching_rate
 from fingerbench.records import Fingerprint
@@ -263,6 +264,60 @@ def test_another_method_leaves_the_settings_of_the_one_before_behind():
     assert bench.using("naturalfinger") is bench.using(None) is bench
     with pytest.raises(UserError, match="did you mean 'ipguard'"):
         bench.using("ipgard")
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A transform of a user's own, which returns what the test says."""
+
+    returns: str
+
+    def __call__(self, x, generator):
+        return {"inverted": 1 - x, "shown": 2 * x, "grey": x.mean(1), "bytes": x.byte(), "nothing": None}[self.returns]
+
+
+class Thawed:
+    """A transform that no key can be made of."""
+
+    def __call__(self, x, generator):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (
+            Mine("shown"),
+            r"evasion=jpeg, Mine: expected transform\(x, generator\) to return .* in \[0, 1\] .*; got '0\.\d+ to 1",
+        ),
+        (Mine("grey"), r"evasion=jpeg, Mine: expected .*; got \(2, 16, 16\)"),
+        (Mine("bytes"), r"evasion=jpeg, Mine: expected .*; got \(2, 3, 16, 16\)"),
+        (Mine("nothing"), r"evasion=jpeg, Mine: expected .*; got 'NoneType'"),
+        (Mine("typo"), r"evasion=jpeg, Mine: expected .*; got KeyError: no 'typo'"),
+        (torch.nn.Identity(), r"evasion=jpeg, Identity: expected .*; got TypeError: .* positional argument"),
+        (
+            Thawed(),
+            r"lists and frozen dataclasses.*; got test_evasions.Thawed; make it a frozen dataclass",
+        ),
+    ],
+)
+def test_a_transform_of_ones_own_that_is_none_is_refused_before_anyone_is_asked(bench, monkeypatch, transform, told):
+    under = bench.under("jpeg")
+    monkeypatch.setattr("fingerbench.config.build", lambda node: Transformed(transform=transform))
+    with pytest.raises(UserError, match=told):
+        _ = under.evasion_spec.key
+
+
+def test_a_transform_of_ones_own_is_put_to_use(bench, monkeypatch):
+    under, x = bench.under("jpeg"), torch.rand(2, 3, 16, 16)
+    monkeypatch.setattr("fingerbench.config.build", lambda node: Transformed(transform=Mine("inverted")))
+    assert torch.equal(under.evasion_spec.evasion.queries(x, {}, generator()), 1 - x)
+
+
+def test_torchvisions_transforms_can_be_named_beside_a_cpu_build_of_torch():
+    node = "OmegaConf.create({'_target_': 'torchvision.transforms.Grayscale'})"
+    code = f"from omegaconf import OmegaConf; from fingerbench import config; print(config.build({node}))"
+    assert finish(start(["-c", code])).startswith("Grayscale(")
 
 
 def test_an_evasion_of_ones_own_is_one_to_be_under(bench, tmp_path):

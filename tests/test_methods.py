@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import UNREPEATABLE, Recorder
 from omegaconf import OmegaConf
+from torch import nn
 
 import fingerbench as fb
 from fingerbench import config, transforms
@@ -19,6 +21,7 @@ from fingerbench.check import CHECKS, Trial
 from fingerbench.errors import UserError
 from fingerbench.evaluate.run import scores
 from fingerbench.evaluate.specs import FingerprintSpec, summary_of
+from fingerbench.zoo.model import ModelSpec
 from methods.random import RandomImages
 
 FILES = sorted((Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
@@ -96,6 +99,43 @@ def test_a_score_that_is_none_is_refused_with_the_name_of_the_method(answered, m
     )
     with pytest.raises(UserError, match=re.escape(f"{told}random.py says more")):
         scores(answered)
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A benchmark whose source was not trained."""
+    monkeypatch.setattr(ModelSpec, "load", lambda self, workshop: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)))
+    return fb.open("data.transfer=50", "method=random", "attack=source", "device=cpu")
+
+
+@pytest.mark.parametrize(
+    ("queries", "told"),
+    [
+        (
+            torch.zeros(3, 3, 14, 14),
+            "queries: expected a float32 tensor (n, 3, 16, 16), got torch.float32 (3, 3, 14, 14)",
+        ),
+        (
+            torch.zeros(3, 3, 16, 16).double(),
+            "queries: expected a float32 tensor (n, 3, 16, 16), got torch.float64 (3, ",
+        ),
+        (np.zeros((3, 3, 16, 16)), "queries: expected a float32 tensor (n, 3, 16, 16), got ndarray"),
+        (torch.full((3, 3, 16, 16), 2.0), "queries: expected values in [0, 1], got 2.0 to 2.0"),
+        (torch.full((3, 3, 16, 16), math.nan), "queries: expected values in [0, 1], got nan to nan"),
+        (torch.zeros(101, 3, 16, 16), "queries: expected at most 100, got 101"),
+    ],
+)
+def test_queries_that_are_none_are_refused_with_the_name_of_the_method(own, monkeypatch, queries, told):
+    monkeypatch.setattr(RandomImages, "fingerprint", lambda self, setting: setting.labelled(queries))
+    with pytest.raises(UserError, match=f"^method random: {re.escape(told)}") as caught:
+        own.fingerprint_spec.make(own.workshop)
+    assert str(caught.value).endswith("; python -m fingerbench check methods/random.py says more")
+
+
+def test_who_makes_too_few_queries_and_does_not_say_why_is_told_so(own, monkeypatch):
+    few = torch.zeros(3, 3, 16, 16)
+    monkeypatch.setattr(RandomImages, "fingerprint", lambda self, setting: setting.labelled(few))
+    assert own.fingerprint_spec.make(own.workshop)[1]["note"] == "3 of 100 queries: it does not say why"
 
 
 def test_a_score_may_miss_1_by_what_is_rounded_off(answered, monkeypatch):

@@ -211,7 +211,12 @@ BAD = [
     ("device=tpu9", "unknown device 'tpu9'"),
     ("precision=float23", "unknown precision 'float23'; did you mean 'float32'"),
 ]
-SWEPT = [
+SENSELESS = [
+    ("-m --cfg job", "--cfg shows the configuration of one run; leave out -m, or --cfg"),
+    (
+        "hydra.searchpath=[file:///nowhere]",
+        "hydra.searchpath: expected folders that there are, such as [file:///home/me/conf]; got 'file:///nowhere'",
+    ),
     ("~experiment attack=prune,noise zoo.widht=1", "unknown config key 'zoo.widht'; did you mean 'zoo.width'"),
     ("attack=prune,noise", "attack=prune,noise is a sweep: add -m for one run each, or write attack=[prune,noise]"),
     ("method=akh,random", "method=akh,random is a sweep: add -m for one run each\n"),
@@ -233,8 +238,8 @@ def test_bad_input_is_told_in_one_line(words, answer, tmp_path):
     assert in_one_line(caught.value, answer)
 
 
-@pytest.mark.parametrize(("words", "answer"), SWEPT)
-def test_a_sweep_that_nobody_asked_for_is_told_in_one_line(words, answer):
+@pytest.mark.parametrize(("words", "answer"), SENSELESS)
+def test_a_command_line_that_makes_no_sense_is_told_in_one_line(words, answer):
     with pytest.raises(UserError) as caught:
         config.check(["method=random", *words.split()])
     assert in_one_line(caught.value, answer)
@@ -243,7 +248,7 @@ def test_a_sweep_that_nobody_asked_for_is_told_in_one_line(words, answer):
 def test_bad_input_of_the_command_line_ends_in_its_line_and_exit_code_2(tmp_path):
     # Each is found later than the one before.
     found = ("zoo.widht=1", "attack=prune,noise", "zoo.source=resnet81", "device=tpu9")
-    cases = [(["method=random", words], answer) for words, answer in (*BAD, *SWEPT) if words in found]
+    cases = [(["method=random", words], answer) for words, answer in (*BAD, *SENSELESS) if words in found]
     assert len(cases) == len(found)
     refuse(tmp_path / "store", tmp_path / "run", cases)
 

@@ -278,6 +278,10 @@ def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int, bool]:
 
 def _method(name: str, settings: Mapping[str, Any], words: Sequence[str]) -> Fingerprinter:
     require(re.fullmatch(r"[\w-]+", name) is not None, "method", "the name of a file in conf/method", name)
+    if name not in config.options("method", words):
+        raise UserError(
+            f"its method, {name}, is not in conf/method; if it is of a folder of yours, add hydra.searchpath=[file://DIR]"
+        )
     node = config.compose([*words, f"method={name}"]).method
     for key, value in settings.items():
         if key in node and not key.startswith("_"):
@@ -342,14 +346,17 @@ def read_answers(case: Case, path: Path) -> Tensor:
     try:
         data = content(path)
         head = data.split(b"\n", 1)[0]
-        separator = ";" if b";" in head and b"," not in head else ","  # as spreadsheets write it in some countries
+        others = (sign for sign in (";", "\t") if sign.encode() in head and b"," not in head)
+        separator = next(others, ",")  # as spreadsheets write it in some countries
         frame = pd.read_csv(io.BytesIO(data), sep=separator, dtype=str, keep_default_na=False, index_col=False)
         frame.columns = frame.columns.str.strip().str.lower()
         frame = frame.set_index(frame[QUERY].str.strip()).drop(columns=QUERY)
-        if separator == ";":
+        if separator != ",":
             frame = frame.replace(",", ".", regex=True)  # where it is between columns, a comma is the decimal point
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the {ANSWERS} of `queries`, filled in") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8, got another encoding; save it as CSV in UTF-8") from error
     except (ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: no table ({one_line(error)}); give the {ANSWERS} of `queries`, filled in") from error
     names, columns = _names(case), _columns(case)

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fingerbench.cost import Other, Pass, Sizes, Work, forward_flop
-from fingerbench.errors import require
+from fingerbench.errors import UserError, one_line, require
 from fingerbench.transforms import Transform
 
 Bytes = NDArray[np.uint8]
@@ -73,6 +73,27 @@ class Transformed(Evasion):
         if self.draws == 1:
             return self.transform(x, generator)
         return torch.cat([self.transform(query, generator) for query in x.split(1)])
+
+
+def try_out(evasion: Evasion, name: str, shape: tuple[int, int, int]) -> None:
+    """Show a transform of a user's two images of `shape` (c, h, w), before any suspect is asked.
+
+    Raises:
+        UserError: it fails, or returns something other than images in [0, 1].
+    """
+    if not isinstance(evasion, Transformed) or type(evasion.transform).__module__.startswith("fingerbench."):
+        return
+    what = f"evasion={name}, {type(evasion.transform).__name__}"
+    expected = "transform(x, generator) to return float32 images (n, c, h, w) in [0, 1] of such"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, *shape, generator=generator)
+    try:
+        seen: Any = evasion.queries(x, {}, generator)
+    except Exception as error:  # a stranger's code
+        raise UserError(f"{what}: expected {expected}; got {type(error).__name__}: {one_line(error)}") from error
+    alike = isinstance(seen, Tensor) and (seen.dtype, seen.ndim, seen.shape[:2]) == (x.dtype, 4, x.shape[:2])
+    require(alike, what, expected, tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__)
+    require(bool(((seen >= 0) & (seen <= 1)).all()), what, expected, f"{float(seen.min())} to {float(seen.max())}")
 
 
 @dataclass(frozen=True, kw_only=True)

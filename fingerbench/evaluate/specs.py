@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from fingerbench.api import Access, Fingerprinter
 from fingerbench.cost import MethodOutline, Sizes, Work, method_work, passes
-from fingerbench.errors import LONGEST, NoQueriesError, UserError
+from fingerbench.errors import LONGEST, ContractError, NoQueriesError, UserError
 from fingerbench.evaluate.evasions import Evasion
 from fingerbench.gans.spec import GanSpec
 from fingerbench.ops import eight_bit, predict, without_trials
-from fingerbench.records import Fingerprint, Setting
+from fingerbench.records import Fingerprint, Setting, require_images
 from fingerbench.seeds import seed_for, seeded
 from fingerbench.store import Artefact, Spec
 from fingerbench.workshop import Workshop, pick_bfloat16
@@ -71,17 +71,14 @@ class FingerprintSpec(Spec):
         """Let the method make its queries, in a world where there is no suspect; that it found none is a result too."""
         began = time.perf_counter()
         with seeded(self.seed) as generator:
-            setting = self._setting(workshop, generator)
             try:
-                fingerprint = self.method.fingerprint(setting)
+                fingerprint = self._made(workshop, generator)
             except NoQueriesError as error:
                 fingerprint = Fingerprint(torch.empty(0, *workshop.data.shape), {}, note=str(error))
-        if not isinstance(fingerprint, Fingerprint):
-            raise _misbehaved(self.name, self.method, "fingerprint", "a Fingerprint", fingerprint)
+            except ContractError as error:
+                raise _misbehaved(self.name, self.method, str(error)) from error
         if workshop.device.type == "cuda":
             gc.collect()  # `Graphed` networks refer to themselves, and hold memory that other workers want
-        if len(fingerprint) > self.budget:
-            raise ValueError(f"{self.name}: expected at most {self.budget} queries, got {len(fingerprint)}")
         return dict(fingerprint.tensors()), {
             "name": self.name,
             "seed": self.seed,
@@ -91,6 +88,15 @@ class FingerprintSpec(Spec):
             "note": fingerprint.note,
             "seconds": time.perf_counter() - began,
         }
+
+    def _made(self, workshop: Workshop, generator: torch.Generator) -> Fingerprint:
+        fingerprint: Any = self.method.fingerprint(self._setting(workshop, generator))
+        if not isinstance(fingerprint, Fingerprint):
+            raise ContractError(f"fingerprint: expected a Fingerprint; got {_told(fingerprint)}")
+        require_images(fingerprint.queries, workshop.data.shape)
+        if len(fingerprint) > self.budget:
+            raise ContractError(f"queries: expected at most {self.budget}, got {len(fingerprint)}")
+        return fingerprint
 
     def _setting(self, workshop: Workshop, generator: torch.Generator) -> Setting:
         def revived(specs: Sequence[ModelSpec]) -> tuple[nn.Module, ...]:
@@ -122,18 +128,19 @@ def judge_of(name: str, method: Fingerprinter) -> Callable[[Fingerprint, Tensor]
         score: Any = method.similarity(fingerprint, answers)
         sound = isinstance(score, Real) and not isinstance(score, bool) and 0 <= round(float(score), 12) <= 1
         if not sound:
-            raise _misbehaved(name, method, "similarity", "a number in [0, 1]", score)
-        return float(score)
+            raise _misbehaved(name, method, f"similarity: expected a number in [0, 1]; got {_told(score)}")
+        return min(max(float(score), 0.0), 1.0)
 
     return judge
 
 
-def _misbehaved(name: str, method: Fingerprinter, member: str, expected: str, got: object) -> UserError:
+def _misbehaved(name: str, method: Fingerprinter, how: str) -> UserError:
     file = f"{type(method).__module__.replace('.', '/')}.py"
-    told = " ".join(repr(got).split())[:LONGEST]
-    return UserError(
-        f"method {name}: {member}: expected {expected}; got {told}; python -m fingerbench check {file} says more"
-    )
+    return UserError(f"method {name}: {how}; python -m fingerbench check {file} says more")
+
+
+def _told(value: object) -> str:
+    return " ".join(repr(value).split())[:LONGEST]
 
 
 def fingerprint_of(artefact: Artefact) -> Fingerprint:
