@@ -35,6 +35,7 @@ ANSWERS = "answers.csv"
 QUERY = "query"  # its column of file names
 LABEL = "label"  # that of a method with access to labels; one with access to outputs has columns 0, 1, ...
 SMALLEST = 8  # pixels; what is smaller is no image, such as the features of a regression
+DIGITS = 12  # of scores that are compared: runs of before stored no more
 ROUNDING = 0.0051  # of a probability, as an API that answers with two decimals does it
 
 
@@ -155,9 +156,12 @@ class Case:
         every = {"answers": answers} | {f"controls[{i}]": control for i, control in enumerate(controls)}
         responses = {what: self._responses(_tensor(one, what), what) for what, one in every.items()}
         warn_alike(responses)
+        if (responses["answers"] == responses["answers"][:1]).all() and len(self.fingerprint) > 1:
+            log.warning("answers: all %d are the same; does the API see the images?", len(self.fingerprint))
         score, *known = map(self._score, responses.values())
-        sides = metrics.sides(self.scores, "score_8bit")
-        highest = self.scores["score_8bit"].groupby(metrics.origins(self.scores)).max().astype(float)
+        ranked = self.scores.assign(score_8bit=self.scores["score_8bit"].round(DIGITS))
+        sides = metrics.sides(ranked, "score_8bit")
+        highest = ranked["score_8bit"].groupby(metrics.origins(ranked)).max().astype(float)
         same = highest.index.str.startswith("same-half/")
         label = str(self.scores["method"].iloc[0])
         constant = max(map(self._score, self._constants()), default=None)
@@ -169,7 +173,7 @@ class Case:
 
     def _score(self, responses: Tensor) -> float:
         try:
-            return round(self.method.similarity(self.fingerprint, responses), 12)  # as the run's own
+            return round(self.method.similarity(self.fingerprint, responses), DIGITS)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:  # a state that is not this method's
             raise UserError(f"the fingerprint is none of this method ({one_line(error)}); run it again") from error
 
