@@ -76,7 +76,9 @@ class Transformed(Evasion):
 
 
 def try_out(evasion: Evasion, name: str, shape: tuple[int, int, int]) -> None:
-    """Show a transform of a user's two images of `shape` (c, h, w), before any suspect is asked.
+    """Try the transform of an evasion, if it is a user's own, on two images of `shape` (c, h, w).
+
+    So what is none is refused before any suspect is asked.
 
     Raises:
         UserError: it fails, or returns something other than images in [0, 1].
