@@ -1,10 +1,10 @@
 """One worker process: makes what it is told to, one artefact after another. See `fingerbench.pool`.
 
 Argument: the file with the data set. Input: one line with the settings as JSON, then one spec a line, pickled and in
-base64. Output: one JSON object a spec,
-with its `status`: "made", with the seconds that took, None of what went on from a checkpoint, "found" (another process
-was faster), "busy" (another process is at it), or "failed", with `broken` where the process may be in a state to fail
-at all that follows, as after an error of CUDA. One that lacks memory ends, with exit code OUT_OF_MEMORY.
+base64. Output: one JSON object a spec, with its `status`: "made", with the seconds that took, None of what went on from
+a checkpoint, "found" (another process was faster), "busy" (another process is at it), or "failed", with `broken` where
+the process may be in a state to fail at all that follows, as after an error of CUDA. One that lacks memory ends, with
+exit code OUT_OF_MEMORY.
 """
 
 from __future__ import annotations
