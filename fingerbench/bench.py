@@ -180,11 +180,7 @@ class Bench:
     @cached_property
     def method(self) -> Fingerprinter:
         """The selected method."""
-        method = cast(Fingerprinter, config.build(self.settings.method))
-        name, what = OmegaConf.select(self.settings, "method.name"), type(method).__name__
-        expected = "a name: in its config file, as in conf/method/ipguard.yaml"
-        require(isinstance(name, str) and name != "", f"method.name of {what}", expected, name)
-        return method
+        return cast(Fingerprinter, config.named("method", self.settings.method))
 
     @cached_property
     def fingerprint_spec(self) -> FingerprintSpec:
@@ -224,7 +220,7 @@ class Bench:
 
     def _gan(self) -> GanSpec:
         seed = seed_for(self.settings.zoo.seed, "gan")
-        return GanSpec(self.zoo.data, self.data.task.outputs, config.build(self.settings.gan), seed)
+        return GanSpec(self.zoo.data, self.data.task.outputs, config.named("gan", self.settings.gan), seed)
 
     def fid_spec(self) -> FidSpec | None:
         """Return how good the GAN of the selected method is, as it is measured; None where there is none."""
@@ -234,7 +230,7 @@ class Bench:
     @cached_property
     def evasion_spec(self) -> EvasionSpec | None:
         """What is put around every suspect; None where it is nothing."""
-        evasion, name = cast(Evasion, config.build(self.settings.evasion)), self.settings.evasion.name
+        evasion, name = cast(Evasion, config.named("evasion", self.settings.evasion)), self.settings.evasion.name
         if type(evasion) is Evasion:
             return None
         if evasion.changes_queries:

@@ -60,7 +60,6 @@ def check(arguments: Sequence[str]) -> None:
         parsed = _parsed(given.overrides)
         if given.cfg and given.multirun:
             raise UserError("--cfg shows the configuration of one run; leave out -m, or --cfg")
-        _require_searchable(parsed)
         swept = [override for override in parsed if override.is_sweep_override()]
         lines = (override.input_line for override in parsed if not override.is_sweep_override())
         fixed = [line for line in lines if line is not None]
@@ -83,22 +82,32 @@ def check(arguments: Sequence[str]) -> None:
         cluster.check(whole.hydra, bool(many))
 
 
-def _require_searchable(parsed: Sequence[Override]) -> None:
-    """Raise a UserError where a folder to search for configuration is not there: Hydra goes on without it."""
-    for override in parsed:
-        paths = override.value() if override.key_or_group == "hydra.searchpath" else None
-        for path in map(str, paths if isinstance(paths, list) else []):
-            scheme, _, rest = path.rpartition("://")
-            found = scheme not in ("", "file") or Path(rest).is_dir()
-            require(found, "hydra.searchpath", "folders that there are, such as [file:///home/me/conf]", path)
+def _require_searchable(override: Override) -> None:
+    """Refuse folders to search for configuration where Hydra goes on without a word and without what they hold.
+
+    That is where there is no such folder, or where fingerbench itself has a choice of the same name, which is taken.
+    """
+    paths = override.value() if override.key_or_group == "hydra.searchpath" else None
+    for path in map(str, paths if isinstance(paths, list) else []):
+        scheme, _, rest = path.rpartition("://")
+        if scheme not in ("", "file"):
+            continue
+        require(Path(rest).is_dir(), "hydra.searchpath", "folders that there are, such as [file:///home/me/conf]", path)
+        for group in GROUPS:
+            for file in sorted(Path(rest, group).glob("*.yaml")):
+                ours = CONF / group / file.name
+                same = not ours.is_file() or ours.read_bytes() == file.read_bytes()
+                require(same, str(file), f"a name that is not in fingerbench's conf/{group}, which wins", file.stem)
 
 
 def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
     """Compose, but refuse what Hydra takes or refuses without a word of use.
 
-    That is several choices of a group of which there is one, and choices that are no names, such as null or 3.
+    That is several choices of a group of which there is one, choices that are no names, such as null or 3, and folders
+    to search of which it takes nothing.
     """
     for override in _parsed(overrides):
+        _require_searchable(override)
         group, value = override.key_or_group, override.value()
         if group in GROUPS and not override.is_delete():
             for name in value if isinstance(value, list) else [value]:
@@ -185,6 +194,22 @@ def build(node: DictConfig) -> Any:
             raise cause from None
         raise UserError(f"cannot build {plain['_target_']}: {one_line(cause)}; check its config file") from error
     _check_fields(built)
+    return built
+
+
+def named(group: str, node: DictConfig) -> Any:
+    """Return the object of a choice that tables and the store call by its name, such as a method.
+
+    Raises:
+        UserError: see `build`; or it has no name, or that of one of fingerbench's, which is of another class.
+    """
+    built = build(node)
+    name, what = OmegaConf.select(node, "name"), f"{group}.name of {type(built).__name__}"
+    expected = f"a name: in its config file, as those in conf/{group}"
+    require(isinstance(name, str) and name != "", what, expected, name)
+    ours = CONF / group / f"{name}.yaml"
+    taken = OmegaConf.select(OmegaConf.load(ours), "_target_") if ours.is_file() else node["_target_"]
+    require(taken == node["_target_"], what, f"a name of its own, not that of {taken}", name)
     return built
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import TINY, finish, start
+from conftest import ROOT, TINY, finish, start
 
 import fingerbench as fb
 from fingerbench.__main__ import _parsed, main
@@ -88,6 +88,16 @@ def test_a_config_file_that_makes_no_sense_is_told_in_one_line(tmp_path, capsys,
     ("group", "content", "answer"),
     [
         ("method", "_target_: methods.random.RandomImages\n", "method.name of RandomImages: expected a name: in its"),
+        (
+            "method",
+            "name: akh\n_target_: methods.random.RandomImages\n",
+            "method.name of RandomImages: expected a name of its own, not that of methods.akh.AKH; got 'akh'",
+        ),
+        (
+            "evasion",
+            "name: none\n_target_: fingerbench.evaluate.evasions.Top1\n",
+            "evasion.name of Top1: expected a name of its own, not that of fingerbench.evaluate.evasions.Evasion; got",
+        ),
         ("attack", "", "attack: expected one family or more, such as attack=[source,prune]; got {}"),
         ("attack", "name: odd\n_target_: x.Y\n", "attack: expected files that begin with the name of a family, as"),
         ("attack", "odd: 1\n", "attack.odd: expected the _target_ of an attack and its settings, as in"),
@@ -101,13 +111,26 @@ def test_a_config_file_that_makes_no_sense_is_told_in_one_line(tmp_path, capsys,
         ),
     ],
 )
-def test_a_config_file_of_an_attack_or_a_method_without_what_it_needs(tmp_path, capsys, group, content, answer):
+def test_a_config_file_without_what_its_choice_needs(tmp_path, capsys, group, content, answer):
     (tmp_path / group).mkdir()
     (tmp_path / group / "odd.yaml").write_text(content)
     words = ["method=random", f"{group}=odd", f"hydra.searchpath=[file://{tmp_path}]", f"store={tmp_path / 'store'}"]
     assert main(["verify", *words]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {answer}") and told.count("\n") == 1
+
+
+def test_a_config_file_that_would_never_be_read_is_refused(tmp_path, capsys):
+    """Hydra takes fingerbench's own of that name, so a change to a copy would change nothing."""
+    (tmp_path / "method").mkdir()
+    copy = tmp_path / "method" / "akh.yaml"
+    copy.write_bytes((ROOT / "conf" / "method" / "akh.yaml").read_bytes())
+    words = ["show", "method=akh", f"hydra.searchpath=[file://{tmp_path}]"]
+    assert main(words) == 0
+    copy.write_text(copy.read_text().replace("rounds: 20", "rounds: 2"))
+    assert main(words) == 2
+    told = f"error: {copy}: expected a name that is not in fingerbench's conf/method, which wins; got 'akh'"
+    assert capsys.readouterr().err.startswith(told)
 
 
 def test_verify_counts_what_is_sound(built, capsys):
