@@ -11,7 +11,7 @@ from fingerbench.bench import Bench
 from fingerbench.errors import require
 from fingerbench.evaluate import metrics, tables
 from fingerbench.evaluate.captions import caption
-from fingerbench.evaluate.curves import aruc_panels
+from fingerbench.evaluate.curves import aruc_panels, curve_points
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.report import comparison
 from fingerbench.store import Spec
@@ -47,5 +47,5 @@ class MetavRegression(Experiment):
             Exhibit("comparison", intervals, table=totals, data=table),
             Exhibit("families", first, table=families),
             Exhibit("costs", f"{tables.COSTS_NOTE} {caption(cells)}", table=costs),
-            Exhibit("aruc", curves, figure=aruc_panels(runs, curves)),
+            Exhibit("aruc", curves, figure=aruc_panels(runs, curves), data=curve_points(runs)),
         ]

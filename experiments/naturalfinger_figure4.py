@@ -9,7 +9,7 @@ from typing import ClassVar
 from experiments.common import by_label, queries_of
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
-from fingerbench.evaluate.curves import aruc_panels
+from fingerbench.evaluate.curves import aruc_panels, curve_points
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 from fingerbench.evaluate.report import comparison, summaries
 
@@ -45,6 +45,6 @@ class Figure4(Experiment):
         )
         frames = {label: [cell.scores for cell in group] for label, group in by_label(cells).items()}
         return [
-            Exhibit("curves", curves, figure=aruc_panels(frames, curves)),
+            Exhibit("curves", curves, figure=aruc_panels(frames, curves), data=curve_points(frames)),
             Exhibit("aruc", numbers, table=table, data=runs),
         ]

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
-from fingerbench.evaluate.curves import aruc_figure, aruc_panels, caption_of, comparison_figure
+from fingerbench.evaluate.curves import aruc_figure, aruc_panels, caption_of, comparison_figure, curve_points
 from fingerbench.evaluate.images import query_grid
 from fingerbench.evaluate.report import COLUMNS, comparison, find, load, newest, read_scores, report
 
@@ -80,6 +80,7 @@ def test_report_end_to_end(runs, tmp_path):
     assert all(file.stat().st_size > 500 for file in done.files)
     assert {str(f.relative_to(tmp_path / "out" / "deep")) for f in done.files} == {
         *(f"comparison.{suffix}" for suffix in ("csv", "md", "tex")),
+        "curves.csv",
         *(f"figures/{name}.{suffix}" for name in ("comparison", "aruc_panels") for suffix in ("png", "pdf")),
     }
     table = pd.read_csv(done.files[0], dtype={"seed": str}, keep_default_na=False, na_values=[""])
@@ -288,6 +289,16 @@ def test_the_shaded_area_is_the_mean_aruc():
     x, y = corners.T
     area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2  # the shoelace formula
     assert area == pytest.approx(np.mean([metrics.aruc(*metrics.sides(run)) for run in runs]))
+
+
+def test_the_points_of_curves_give_the_mean_aruc():
+    runs = {"a": [scores(seed=seed) for seed in range(3)], "b": [scores("b", seed=7)]}
+    points = curve_points(runs)
+    for method, own in points.groupby("method"):
+        steps = own["t"].diff().fillna(0.0)
+        expected = np.mean([metrics.aruc(*metrics.sides(run)) for run in runs[method]])
+        assert (steps * own["shared"]).sum() == pytest.approx(expected)
+        assert (own["shared"] <= own[["robustness", "uniqueness"]].min(axis=1) + 1e-12).all()
 
 
 def test_dots_are_seeds_where_there_are_several():

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from fingerbench.evaluate.metrics import Floats
+
 ROBUSTNESS: Any = {"linewidth": 1.8}
 UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
 AREA: Any = {"linewidth": 0, "alpha": 0.25}
@@ -59,6 +61,18 @@ def aruc_panels(frames: Mapping[str, Sequence[DataFrame]], caption: str = "") ->
     return figure
 
 
+def curve_points(frames: Mapping[str, Sequence[DataFrame]]) -> DataFrame:
+    """Return the points of the curves that `aruc_panels` draws of the same frames, unrounded.
+
+    Columns: method; t, every threshold in [0, 1] where a curve may step; robustness, uniqueness and their lower one,
+    shared, each a mean over the seeds that holds from the row above, without its t, up to its own t.
+    """
+    import pandas as pd
+
+    every = {method: pd.DataFrame(_points(runs)) for method, runs in frames.items()}
+    return pd.concat(every, names=["method", None]).reset_index("method").reset_index(drop=True)
+
+
 def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "", legend: str = "") -> Figure:
     """Draw ARUC and AUC of every method as bars with intervals, the single seeds, where there are several, as dots.
 
@@ -92,14 +106,19 @@ def caption_of(frame: DataFrame) -> str:
     return f"{setting}; {models}; {first['queries']} queries"
 
 
-def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
-    """Draw the mean curves of `runs`: exact steps, each value holding from the last breakpoint up to its own."""
+def _points(runs: Sequence[DataFrame]) -> dict[str, Floats]:
+    """Return the mean curves of `runs`, as `curve_points` has them."""
     scores = [metrics.sides(run) for run in runs]
     t = metrics.breakpoints(*(side for pair in scores for side in pair))
     both = np.array([metrics.curves(positive, negative, t) for positive, negative in scores])
     robustness, uniqueness = both.mean(axis=0)
-    area = both.min(axis=1).mean(axis=0)
-    axes.fill_between(t, area, step="pre", color=shade, **AREA)
+    return {"t": t, "robustness": robustness, "uniqueness": uniqueness, "shared": both.min(axis=1).mean(axis=0)}
+
+
+def _draw_curves(axes: Axes, runs: Sequence[DataFrame], shade: str) -> None:
+    """Draw the mean curves of `runs`: exact steps, each value holding from the last breakpoint up to its own."""
+    t, robustness, uniqueness, shared = _points(runs).values()
+    axes.fill_between(t, shared, step="pre", color=shade, **AREA)
     axes.plot(t, robustness, drawstyle="steps-pre", color=shade, **ROBUSTNESS)
     axes.plot(t, uniqueness, drawstyle="steps-pre", color=INK, **UNIQUENESS)
     axes.set(xlim=(0, 1), ylim=(0, 1.03))

@@ -21,7 +21,7 @@ from fingerbench import manifest as manifests
 from fingerbench import status
 from fingerbench.errors import UserError, is_number, one_line, require_schema
 from fingerbench.evaluate import metrics, plots, tables
-from fingerbench.evaluate.curves import aruc_panels, comparison_figure
+from fingerbench.evaluate.curves import aruc_panels, comparison_figure, curve_points
 from fingerbench.untrusted import content, parse_json
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class Report:
 def report(runs: Sequence[Path], out: Path, lost_s: float = status.LOST_S) -> Report:
     """Compare the runs in the folders `runs`, and below them, and write the comparison into the folder `out`.
 
-    Files: comparison.csv (unrounded), comparison.md, comparison.tex, figures/comparison.{png,pdf} and
-    figures/aruc_panels.{png,pdf}. Where a job of a sweep among `runs` is not done, a note says so, and all captions;
-    lost_s: see `status.read`. UserError: no run, a damaged run, runs that must not be compared, or `out` cannot be
-    written.
+    Files: comparison.csv (unrounded), comparison.md, comparison.tex, curves.csv (see `curve_points`),
+    figures/comparison.{png,pdf} and figures/aruc_panels.{png,pdf}. Where a job of a sweep among `runs` is not done, a
+    note says so, and all captions; lost_s: see `status.read`. UserError: no run, a damaged run, runs that must not be
+    compared, or `out` cannot be written.
     """
     found, undone = _gather(runs, lost_s)
     refuse_mixtures(found)
@@ -313,7 +313,7 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
     caption = _caption(runs)
     titles = (
         f"{caption}. In brackets 95 % bootstrap intervals; 8-bit: change of ARUC where suspects receive the queries "
-        "rounded to 8 bits a value; separating: thresholds without error.",
+        "rounded to 8 bits a value; separating: thresholds that make no error, of a mean under no seed.",
         f"Matching-rate margins, mean over each family; {caption}.",
         f"{tables.COSTS_NOTE} {caption}.",
     )
@@ -329,6 +329,8 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
     files[2].write_text(latex, encoding="utf-8")
     best = summaries(table)
     panels = {m: [run.scores for run in runs if run.row["method"] == m] for m in best["method"]}
+    files.append(out / "curves.csv")
+    curve_points(panels).to_csv(files[-1], index=False)
     figures = {
         "comparison": comparison_figure(best, table[table["seed"] != "mean"], caption),
         "aruc_panels": aruc_panels(panels, caption),
