@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -72,7 +73,7 @@ def _lent(*groups: str) -> Callable[[Callable[[Bench], Made]], cached_property[M
     def decorate(make: Callable[[Bench], Made]) -> cached_property[Made]:
         def get(bench: Bench) -> Made:
             for lender in bench.lenders:
-                if all(lender._plain.get(group) == bench._plain.get(group, ...) for group in groups):
+                if all(lender._texts.get(group) == bench._texts.get(group, ...) for group in groups):
                     return cast(Made, getattr(lender, make.__name__))
             return make(bench)
 
@@ -103,12 +104,16 @@ class Bench:
             self.data = data
 
     @cached_property
-    def _plain(self) -> dict[str, Any]:
-        """The resolved settings; none where one of them names a setting that there is not, which others report."""
+    def _texts(self) -> dict[str, str]:
+        """The resolved settings by group, as texts, in which false is not 0 and order counts.
+
+        None where one of them names a setting that there is not, which others report.
+        """
         try:
-            return cast(dict[str, Any], OmegaConf.to_container(self.settings, resolve=True))
+            plain = cast(dict[str, Any], OmegaConf.to_container(self.settings, resolve=True))
         except OmegaConfBaseException:
             return {}
+        return {group: json.dumps(value, default=str) for group, value in plain.items()}
 
     @_lent("data")
     def data(self) -> Dataset:
@@ -286,7 +291,11 @@ class Bench:
         return Workshop(self.store, self.data, pick_device(self.settings.device), self.settings.compiled)
 
     def build(self, wanted: Iterable[Spec]) -> None:
-        """Make whatever of `wanted`, or of what it needs, is not in the store."""
+        """Make whatever of `wanted`, or of what it needs, is not in the store.
+
+        Raises:
+            UserError: a setting is none, or something in `wanted` is of another data set than this benchmark's.
+        """
         # Refuse what cannot be before any worker starts.
         pick_bfloat16(self.settings.precision, pick_device(self.settings.device), self.settings.zoo.source)
         pick_compiled(self.settings.compiled, pick_device(self.settings.device), self.settings.zoo.source)
@@ -294,8 +303,13 @@ class Bench:
         for name in ("deterministic", "replay"):
             require(isinstance(self.settings[name], bool), name, "true or false", self.settings[name])
         wanted = self._from_shard(list(wanted))
+        here, expected = self.zoo.data, f"something of data={self.settings.data.name} as it is here"
+        for spec in with_needs(wanted).values():
+            of = getattr(spec, "data", here)
+            require(of == here, spec.label, expected, of)
         self._fit_foreign(wanted)
         settings = cast(dict[str, Any], OmegaConf.to_container(self.settings, resolve=True))
+        settings["store"] = str(self.store.root)  # which was relative to where this process was then
         if any(not self.store.has(spec) for spec in wanted):
             self.store.remember(self.settings.data.name, settings["data"], self.zoo.data)
         sizes = Sizes.of(self.data)

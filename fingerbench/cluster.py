@@ -126,10 +126,12 @@ def queued(sweep: Path) -> bool:
 def granted_cores() -> int:
     """Return how many cores this process may keep busy.
 
-    SLURM counts the cores of a task, but not every cluster binds the task to them; where both say a number, the
-    smaller holds.
+    That is those that it is bound to, and no more than the quota of a container. SLURM counts the cores of a task, but
+    not every cluster binds the task to them; where several say a number, the smallest holds.
     """
-    cores = len(os.sched_getaffinity(0))
+    from joblib import cpu_count
+
+    cores = cpu_count()
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return min(cores, int(granted)) if granted.isdecimal() and int(granted) > 0 else cores
 

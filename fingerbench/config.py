@@ -85,7 +85,8 @@ def check(arguments: Sequence[str]) -> None:
 def _require_searchable(override: Override) -> None:
     """Refuse folders to search for configuration where Hydra goes on without a word and without what they hold.
 
-    That is where there is no such folder, or where fingerbench itself has a choice of the same name, which is taken.
+    That is where there is no such folder, or where a file in it goes by the name of one of fingerbench's, which is
+    taken.
     """
     paths = override.value() if override.key_or_group == "hydra.searchpath" else None
     for path in map(str, paths if isinstance(paths, list) else []):
@@ -93,11 +94,11 @@ def _require_searchable(override: Override) -> None:
         if scheme not in ("", "file"):
             continue
         require(Path(rest).is_dir(), "hydra.searchpath", "folders that there are, such as [file:///home/me/conf]", path)
-        for group in GROUPS:
-            for file in sorted(Path(rest, group).glob("*.yaml")):
-                ours = CONF / group / file.name
-                same = not ours.is_file() or ours.read_bytes() == file.read_bytes()
-                require(same, str(file), f"a name that is not in fingerbench's conf/{group}, which wins", file.stem)
+        for ours in CONF.glob("*/**/*.yaml"):
+            theirs = Path(rest, ours.relative_to(CONF))
+            same = not theirs.is_file() or theirs.read_bytes() == ours.read_bytes()
+            expected = f"a name that is not in fingerbench's conf/{ours.relative_to(CONF).parent}, which wins"
+            require(same, str(theirs), expected, ours.stem)
 
 
 def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any
 
 from fingerbench.store import Spec, Store
 
@@ -18,9 +20,7 @@ def code(spec: Spec) -> dict[str, str]:
 
     Comments, docstrings and layout are no part of it; a class without a file has none.
     """
-    values = (getattr(spec, field.name) for field in fields(spec))
-    classes = {type(value) for value in values if is_dataclass(value) and not isinstance(value, Spec)}
-    theirs = (cls for cls in classes if cls.__module__.partition(".")[0] != PACKAGE)
+    theirs = (cls for cls in set(_classes(_held(spec))) if cls.__module__.partition(".")[0] != PACKAGE)
     return {f"{cls.__module__}.{cls.__qualname__}": digest for cls in theirs if (digest := _digest(cls))}
 
 
@@ -37,6 +37,23 @@ def changed(store: Store, specs: Iterable[Spec]) -> dict[str, str]:
     return found
 
 
+def _held(value: Any) -> list[Any]:
+    return [getattr(value, field.name) for field in fields(value)]
+
+
+def _classes(values: Iterable[Any]) -> Iterator[type]:
+    """Yield the classes of the dataclasses among `values` and in them, but for specs, which are artefacts."""
+    for value in values:
+        if isinstance(value, Mapping):
+            yield from _classes(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _classes(value)
+        elif is_dataclass(value) and not isinstance(value, Spec | type):
+            yield type(value)
+            yield from _classes(_held(value))
+
+
+@cache  # what a process imported stays what it was, whatever becomes of the file
 def _digest(cls: type) -> str:
     try:
         tree = ast.parse(inspect.getsource(inspect.getmodule(cls) or cls))

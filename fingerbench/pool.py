@@ -197,7 +197,7 @@ class Pool:
     def _next(self, last: Spec | None) -> Spec | None:
         with self._change:
             while self._todo or self._running:
-                if self._error:
+                if self._error or self._stopping:
                     return None
                 spec = self._ready(last)
                 if spec:
@@ -238,7 +238,10 @@ class Pool:
         worker = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment, pass_fds=(file,)
         )
-        self._workers.append(worker)
+        with self._change:
+            self._workers.append(worker)
+            if self._stopping:  # whoever stops has not seen this one
+                _send_home(worker)
         _say(worker, json.dumps(self.settings))
         return worker
 
@@ -328,10 +331,19 @@ class Pool:
 
 def _filed(data: Dataset) -> IO[bytes]:
     """Return an open file with the data set; it has no name, so that it goes with the last process that has it."""
-    with writing(Path(tempfile.gettempdir()), "the environment variable TMPDIR"):
+    option = "the environment variable TMPDIR"
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(f"{error.strerror}; grant access to one, or choose another with {option}=DIR") from error
+    with writing(folder, option):
         file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever asked closes it
-        torch.save(data, file)
-        file.flush()
+        try:
+            torch.save(data, file)
+            file.flush()
+        except RuntimeError as error:
+            hidden = error.__context__  # PyTorch hides that the disk is full
+            raise hidden if isinstance(hidden, OSError) else error from None
     return file
 
 

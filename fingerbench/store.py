@@ -189,6 +189,7 @@ class Store:
         self.locks = locks
         self.lease_s = lease_s
         self._sums: dict[str, tuple[str, tuple[int, int]]] = {}  # of payloads, and when their records were written
+        self._loaded: dict[str, str] = {}  # the sum of what was last loaded, which may be another by now
         self._leases: dict[str, BaseFileLock] = {}  # each remembers since when it saw its file untouched
 
     def path(self, spec: Spec) -> Path:
@@ -213,6 +214,7 @@ class Store:
             UserError: it is of another version, or may not be read.
         """
         record, tensors = self._read(spec)
+        self._loaded[spec.key] = record["sha256"]
         return Artefact({name: tensor.to(device) for name, tensor in tensors.items()}, record)
 
     def facts(self, spec: Spec) -> dict[str, Any]:
@@ -267,8 +269,8 @@ class Store:
         return aside
 
     def save(self, spec: Spec, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Publish an artefact: all of it, or nothing. The record names the parents that are there now."""
-        parents = {parent.key: self._sha256(parent) for parent in spec.needs()}
+        """Publish an artefact: all of it, or nothing. The record names its parents as this process loaded them."""
+        parents = {parent.key: self._loaded.get(parent.key) or self._sha256(parent) for parent in spec.needs()}
         payload = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         record = {
             "schema": SCHEMA,

@@ -100,11 +100,12 @@ def _make(workshop: Workshop, spec: Spec) -> dict[str, Any]:
             return {"status": "busy"}
         if store.has(spec):
             return {"status": "found"}
+        code = plugins.code(spec)  # before, since a file may be edited meanwhile
         began, resumed = time.monotonic(), store.checkpoint(spec).is_file()
         with peak_memory(workshop.device) as peak:
             tensors, facts = spec.make(workshop)
         facts = {**facts, "peak_mib": peak()}
-        if code := plugins.code(spec):
+        if code:
             facts["code"] = code
         store.save(spec, tensors, facts)
         return {"status": "made", "seconds": None if resumed else time.monotonic() - began}

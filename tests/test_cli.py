@@ -131,6 +131,11 @@ def test_a_config_file_that_would_never_be_read_is_refused(tmp_path, capsys):
     assert main(words) == 2
     told = f"error: {copy}: expected a name that is not in fingerbench's conf/method, which wins; got 'akh'"
     assert capsys.readouterr().err.startswith(told)
+    shrunk = tmp_path / "shrink" / "demo" / "ipguard.yaml"
+    shrunk.parent.mkdir(parents=True)
+    shrunk.write_text("margin: 1.0\n")
+    copy.unlink()
+    assert main(words) == 2 and "conf/shrink/demo, which wins; got 'ipguard'" in capsys.readouterr().err
 
 
 def test_verify_counts_what_is_sound(built, capsys):

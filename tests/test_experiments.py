@@ -98,6 +98,18 @@ def test_cells_share_what_they_agree_on_and_nothing_else():
         assert [spec.key for spec in bench.plan()] == [spec.key for spec in alone.plan()]
     others = Bench(config.changed(metav.settings, ["surrogates.halves=[A]"]), lenders=[metav])
     assert others.models is metav.models and others.surrogates[1] != metav.surrogates[1]
+    with pytest.raises(UserError, match=r"zoo\.seed: expected a whole number from 0; got False"):
+        _ = Bench(config.changed(metav.settings, ["zoo.seed=false"]), lenders=[metav]).models
+
+
+def test_cells_of_several_data_sets_are_made_of_their_own(monkeypatch):
+    words = ["experiment=across_zoos", *SMALL, "experiment.grid.method=[random]", "data.seed=${zoo.seed}"]
+    drawn = experiment.composed(config.compose(words))
+    built = []
+    monkeypatch.setattr(Bench, "build", lambda bench, specs: built.append((bench.zoo.data, {s.data for s in specs})))
+    monkeypatch.setattr(experiment.Experiment, "needs", lambda _, bench: [bench.zoo.original()])
+    experiment.fill(drawn, experiment.cells(drawn, words))
+    assert len(built) == 3 and all(specs == {data} for data, specs in built)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_queue_that_does_not_answer_is_not_one_without_the_job(answer, limit_s
 
 @pytest.mark.parametrize(("granted", "cores"), [("3", 3), ("64", 8), ("", 8), ("0", 8), ("many", 8)])
 def test_a_job_keeps_to_the_cores_that_it_was_granted(granted, cores, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
     assert cluster.granted_cores() == cores
     assert fb.open("device=cpu").jobs == cores

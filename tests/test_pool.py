@@ -1,7 +1,12 @@
 """What the pool takes for done: workers and their deaths are in test_run.py and test_faults.py."""
 
+import errno
 import logging
+import tempfile
+import threading
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -10,7 +15,7 @@ import torch
 
 import fingerbench as fb
 from fingerbench.bench import Bench
-from fingerbench.errors import BuildError
+from fingerbench.errors import BuildError, UserError
 from fingerbench.pool import Pool
 from fingerbench.records import Images
 from fingerbench.store import Spec, Store
@@ -103,6 +108,46 @@ class Copied(Spec):
 
     def make(self, workshop):
         return {"x": workshop.data.a.x.clone(), "transfer": workshop.data.transfer.x.clone()}, {}
+
+
+def test_a_full_disk_for_the_data_set_is_one_line(tmp_path, monkeypatch):
+    bench = fb.open(f"store={tmp_path}", "device=cpu", "jobs=1")
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "wb"))
+    said = "No space left on device; nothing finished is lost: .*, or choose another folder with the environment var"
+    with pytest.raises(UserError, match=said):
+        bench.build([Copied()])
+
+    def nowhere():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(UserError, match=r"No usable temporary directory found in \['/tmp'\]; grant access to one, or"):
+        bench.build([Copied()])
+
+
+def test_what_is_of_another_data_set_is_not_made(tmp_path):
+    bench = fb.open(f"store={tmp_path}", "device=cpu", "jobs=1")
+    other = Bench(bench.settings, data=replace(bench.data, a=bench.data.b))
+    with pytest.raises(UserError, match="source: expected something of data=digits as it is here; got"):
+        bench.build([other.zoo.original()])
+
+
+def test_threads_that_wait_for_a_parent_end_when_the_pool_is_stopped(tmp_path):
+    class Interrupted(Inline):
+        def _ask(self, _worker, _spec):
+            self._stop()
+
+        def _stop(self):
+            with self._change:
+                self._stopping = True
+
+        def _bury(self, _spec, _worker):
+            return False
+
+    before = threading.active_count()
+    source = Toy(0)
+    Interrupted(Store(tmp_path), None, {"made": [], "machine": 0}, 2).run([source, Toy(1, (source,))])
+    assert threading.active_count() == before
 
 
 def test_workers_have_the_data_set_of_who_started_them(tmp_path):

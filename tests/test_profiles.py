@@ -66,7 +66,7 @@ def test_auto_trains_in_bfloat16_where_it_is_faster(monkeypatch, amx, avx512, un
 
 @pytest.mark.parametrize(("gib", "jobs"), [(4, 1), (24, 2), (139, 8)])
 def test_a_gpu_has_as_many_workers_as_its_memory_takes_and_no_more_than_cores(monkeypatch, gib, jobs):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
     assert (pick_jobs(torch.device("cuda")), pick_jobs(CPU)) == (jobs, 8)
 

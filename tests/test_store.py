@@ -181,6 +181,21 @@ def test_what_was_made_of_another_parent_is_stale(store):
     assert f"made of another {parent.label} than the store has now; set aside in" in told and not store.has(cousin)
 
 
+def test_what_was_made_of_a_parent_as_it_was_loaded_is_stale_once_that_is_another(store):
+    parent = Toy(2.0, name="parent")
+    child = Toy(1.0, parent=parent)
+    store.save(parent, TENSORS, {})
+    store.load(parent)
+    other = Store(store.root)  # of another process, which finds it damaged and makes it again meanwhile
+    store.path(parent).rename(store.root / "gone")
+    other.save(parent, {"w": torch.zeros(2)}, {})
+    store.save(child, TENSORS, {})
+    assert "made of another" in (other.verify(child) or "")
+    store.load(parent)
+    store.save(child, TENSORS, {})
+    assert other.verify(child) is None
+
+
 def test_a_folder_that_lost_its_record_does_not_keep_the_artefact_out(store):
     spec = Toy(1.0)
     store.save(spec, TENSORS, {})

@@ -209,7 +209,7 @@ def fill(experiment: Experiment, filled: Sequence[Cell]) -> None:
     """Make whatever the cells need and the store lacks, as one plan a data set."""
     groups: dict[str, list[Cell]] = {}
     for cell in filled:
-        groups.setdefault(OmegaConf.to_yaml(cell.bench.settings.data), []).append(cell)
+        groups.setdefault(cell.bench.zoo.data, []).append(cell)
     for group in groups.values():
         group[0].bench.build(_in_order(spec for cell in group for spec in experiment.needs(cell.bench)))
 
