@@ -247,17 +247,17 @@ def findings(method: Any) -> list[str]:
     try:
         if not isinstance(trial.fingerprint, Fingerprint):
             return list(asks_images(trial))
-    except Exception as error:  # noqa: BLE001 - a stranger's code: whatever it raises is a finding
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code: whatever it raises is a finding
         return [f"fingerprint: {_told(error)}"]
     for check in DYNAMIC:
         try:
             found += check(trial)
-        except Exception as error:  # noqa: BLE001 - as above
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
             found.append(f"{check.__name__.replace('_', ' ')}: {_told(error)}")
     return found
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception | SystemExit) -> str:
     if isinstance(error, UserError):
         return f"{one_line(error)}; for this toy world another value may follow the file, method.KEY=VALUE"
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -326,7 +326,7 @@ def _of_module(file: Path) -> dict[str, list[str]]:
     name = ".".join(_dotted(file))
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - a stranger's code: whatever it raises is a finding
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         return {file.stem: [f"import: {_told(error)}"]}
     kinds = [kind for _, kind in inspect.getmembers(module, inspect.isclass) if kind.__module__ == name]
     methods = [kind for kind in kinds if hasattr(kind, "fingerprint") or hasattr(kind, "similarity")]

@@ -193,7 +193,9 @@ def build(node: DictConfig) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"cannot build {plain['_target_']}: {one_line(cause)}; check its config file") from error
+        missing = isinstance(cause.__cause__ or cause, ModuleNotFoundError) or "ModuleNotFoundError" in str(cause)
+        hint = ", and that PYTHONPATH has the folder of that module" if missing else ""
+        raise UserError(f"cannot build {plain['_target_']}: {one_line(cause)}; check its config file{hint}") from error
     _check_fields(built)
     return built
 

@@ -82,6 +82,7 @@ def recorded(folder: Path) -> Iterator[None]:
     A UserError has no traceback, and what is no Exception, as Ctrl-C, is an interruption.
     """
     record = {**_beginning(folder), "state": "running", "ended": None, "error": None}
+    _warn_of_another(folder, record)
     with writing(folder, "hydra.run.dir"):
         (folder / TRACEBACK).unlink(missing_ok=True)
         write_json(folder / STATUS, record)
@@ -97,6 +98,17 @@ def recorded(folder: Path) -> Iterator[None]:
     finally:
         heart.stop()
         _end(folder, {**record, "state": state, "ended": _now(), "error": error}, told)
+
+
+def _warn_of_another(folder: Path, record: Mapping[str, Any]) -> None:
+    """Say so where `folder` is that of a job with other words, of which nothing but the store is left then."""
+    try:
+        before = parse_json(content(folder / STATUS))
+    except (OSError, ValueError):  # none, or damaged
+        return
+    if isinstance(before, dict) and before.get("words") != record["words"]:
+        told = before.get("command"), before.get("state")
+        log.warning("%s: the files of another run there are replaced: %s (%s)", folder, *told)
 
 
 def _beginning(folder: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _attempt(bench: Bench, line: str) -> dict[str, Any]:
     try:
         spec: Spec = pickle.loads(base64.b64decode(line))  # noqa: S301 - from the parent process, see `Pool`
         reply = _make(bench.workshop, spec)
-    except Exception as error:  # noqa: BLE001 - the parent decides what becomes of it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the parent decides what becomes of it
         if _out_of_memory(error):
             os._exit(OUT_OF_MEMORY)  # whatever holds the memory goes with this process
         told = isinstance(error, UserError | BuildError | DamagedError)

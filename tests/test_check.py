@@ -165,9 +165,14 @@ def fails(self, setting, made):
     raise RuntimeError("the moon\nis full")
 
 
+def leaves(self, setting, made):
+    raise SystemExit(0)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (leaves, "raises SystemExit: 0"),
         (twice, "24 for a budget of 12"),
         (small, "expected (n, 3, 16, 16)"),
         (few, "without a note"),

@@ -74,6 +74,10 @@ def test_show_prints_the_configuration(capsys):
         (b"name: \xff\n", "not UTF-8"),
         (b"- a\n", "expected a config node with a _target_, got ['a']; let it name a class"),
         (b"name: x\n_target_: os.odd\n", "cannot build os.odd: Error loading 'os.odd': ModuleNotFoundError"),
+        (
+            b"name: x\n_target_: nobodys.Odd\n",
+            "check its config file, and that PYTHONPATH has the folder of that module",
+        ),
     ],
 )
 def test_a_config_file_that_makes_no_sense_is_told_in_one_line(tmp_path, capsys, content, answer):

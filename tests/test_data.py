@@ -154,13 +154,16 @@ def test_check_names_what_is_wrong(digits, part, change, message):
 
 
 @pytest.mark.parametrize(("one", "other"), [("a", "test"), ("b", "finetune"), ("finetune", "test")])
-def test_splits_have_next_to_no_image_in_common(digits, one, other):
+def test_splits_have_next_to_no_image_in_common(digits, one, other, caplog):
     def lent(count):
         given, taken = getattr(digits, one), getattr(digits, other)
         mixed = Images(torch.cat([given.x[:count], taken.x[count:]]), taken.y)
         return replace(digits, **{other: mixed})
 
+    check(digits)
+    assert not caplog.text
     check(lent(10))
+    assert f"the same images in two splits: {one} and {other} 10; leave copies out" in caplog.text
     with pytest.raises(UserError, match=f"{one} and {other}: expected different images; got 11 that are in both"):
         check(lent(11))
 

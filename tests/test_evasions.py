@@ -288,10 +288,10 @@ class Thawed:
     [
         (
             Mine("shown"),
-            r"evasion=jpeg, Mine: expected transform\(x, generator\) to return .* in \[0, 1\] .*; got '0\.\d+ to 1",
+            r"evasion=jpeg, Mine: expected transform\(x, generator\) of .* in \[0, 1\] to return .*; got '0\.\d+ to 1",
         ),
-        (Mine("grey"), r"evasion=jpeg, Mine: expected .*; got \(2, 16, 16\)"),
-        (Mine("bytes"), r"evasion=jpeg, Mine: expected .*; got \(2, 3, 16, 16\)"),
+        (Mine("grey"), r"evasion=jpeg, Mine: expected .*; got 'torch.float32 \(2, 16, 16\)'"),
+        (Mine("bytes"), r"evasion=jpeg, Mine: expected .*; got 'torch.uint8 \(2, 3, 16, 16\)'"),
         (Mine("nothing"), r"evasion=jpeg, Mine: expected .*; got 'NoneType'"),
         (Mine("typo"), r"evasion=jpeg, Mine: expected .*; got KeyError: no 'typo'"),
         (torch.nn.Identity(), r"evasion=jpeg, Identity: expected .*; got TypeError: .* positional argument"),

@@ -20,7 +20,8 @@ from fingerbench.api import Fingerprinter
 from fingerbench.check import CHECKS, Trial
 from fingerbench.errors import UserError
 from fingerbench.evaluate.run import scores
-from fingerbench.evaluate.specs import FingerprintSpec, summary_of
+from fingerbench.evaluate.specs import summary_of
+from fingerbench.records import Fingerprint
 from fingerbench.zoo.model import ModelSpec
 from methods.random import RandomImages
 
@@ -104,7 +105,7 @@ def test_a_score_that_is_none_is_refused_with_the_name_of_the_method(answered, m
 @pytest.fixture
 def own(monkeypatch):
     """A benchmark whose source was not trained."""
-    monkeypatch.setattr(ModelSpec, "load", lambda self, workshop: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)))
+    monkeypatch.setattr(ModelSpec, "load", lambda self, workshop: nn.Sequential(nn.Flatten(), nn.Linear(768, 10)))
     return fb.open("data.transfer=50", "method=random", "attack=source", "device=cpu")
 
 
@@ -132,6 +133,24 @@ def test_queries_that_are_none_are_refused_with_the_name_of_the_method(own, monk
     assert str(caught.value).endswith("; python -m fingerbench check methods/random.py says more")
 
 
+def test_a_state_that_is_no_tensor_and_a_source_that_is_changed_are_refused(own, monkeypatch):
+    images = torch.zeros(3, 3, 16, 16)
+    monkeypatch.setattr(RandomImages, "fingerprint", lambda self, setting: Fingerprint(images, {"model": nn.ReLU()}))
+    with pytest.raises(
+        UserError, match=r"^method random: state\['model'\]: expected a tensor; got ReLU\(\); python -m"
+    ):
+        own.fingerprint_spec.make(own.workshop)
+
+    def careless(self, setting):
+        with torch.no_grad():
+            setting.source[1].weight.zero_()
+        return setting.labelled(images)
+
+    monkeypatch.setattr(RandomImages, "fingerprint", careless)
+    with pytest.raises(UserError, match=r"^method random: source: expected its weights as they were given, got others"):
+        own.fingerprint_spec.make(own.workshop)
+
+
 def test_who_makes_too_few_queries_and_does_not_say_why_is_told_so(own, monkeypatch):
     few = torch.zeros(3, 3, 16, 16)
     monkeypatch.setattr(RandomImages, "fingerprint", lambda self, setting: setting.labelled(few))
@@ -152,9 +171,8 @@ def test_a_fingerprint_that_counted_nothing_is_summed_up_without_brackets():
 
 
 @pytest.mark.parametrize("made", [None, torch.zeros(2, 3, 16, 16)], ids=["none", "queries"])
-def test_what_is_no_fingerprint_is_refused_with_the_name_of_the_method(answered, monkeypatch, made):
+def test_what_is_no_fingerprint_is_refused_with_the_name_of_the_method(own, monkeypatch, made):
     monkeypatch.setattr(RandomImages, "fingerprint", lambda *_: made)
-    monkeypatch.setattr(FingerprintSpec, "_setting", lambda *_: None)
     with pytest.raises(UserError, match="method random: fingerprint: expected a Fingerprint; got ") as caught:
-        answered.fingerprint_spec.make(answered.workshop)
+        own.fingerprint_spec.make(own.workshop)
     assert "\n" not in str(caught.value) and "check methods/random.py" in str(caught.value)

@@ -108,6 +108,13 @@ def test_what_a_job_writes(sweep):
     assert [entry["words"][0] for entry in listed["jobs"]] == [f"seed={seed}" for seed in (0, 1, 2, 3, 6)]
 
 
+def test_whose_folder_it_was_is_said(tmp_path):
+    folder, faults = f"hydra.run.dir={tmp_path / 'run'}", tmp_path / "faults"
+    assert "are replaced" not in finish(job(faults, "seed=0", folder)) + finish(job(faults, "seed=0", folder))
+    said = finish(job(faults, "seed=7", folder))
+    assert "run: the files of another run there are replaced: " in said and "seed=0" in said and "(done)" in said
+
+
 def test_a_job_without_a_queue_runs_again_as_a_single_run(tmp_path):
     words = {"words": ["seed=1", "launcher=joblib"], "hydra": ["hydra.launcher.n_jobs=2", "hydra.verbose=true"]}
     command = status.again(words | {"launcher": "JoblibLauncher", "subdir": "1"}, tmp_path / "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -13,6 +14,8 @@ from fingerbench.errors import UserError
 from fingerbench.records import Dataset, Images
 
 __all__ = ["SPLITS", "check", "digest"]
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("a", "b", "finetune", "test", "transfer")
 SHARED = 0.01  # of a split's images, the most that may be in another as well, or
@@ -73,7 +76,10 @@ def _check_truth(dataset: Dataset, split: str, y: Tensor) -> None:
 
 
 def _check_apart(dataset: Dataset) -> None:
-    """Refuse splits with images in common: whoever is trained on one would know the answers to the other."""
+    """Refuse splits with many images in common: whoever is trained on one would know the answers to the other.
+
+    Of few there is a warning.
+    """
     if dataset.shape[1:] == (1, 1):
         return  # rows of features, which may be equal by chance
     rows = {
@@ -81,10 +87,14 @@ def _check_apart(dataset: Dataset) -> None:
         for split, images in _splits(dataset)
         if split != "transfer"
     }
+    few = []
     for one, other in combinations(rows, 2):
         common = len(rows[one] & rows[other])
         if common > max(FEW, SHARED * min(len(rows[one]), len(rows[other]))):
             raise _wrong(dataset, f"{one} and {other}", "different images", f"{common} that are in both")
+        few += [f"{one} and {other} {common}"] if common else []
+    if few:
+        log.warning("data set %r: the same images in two splits: %s; leave copies out", dataset.name, ", ".join(few))
 
 
 def _splits(dataset: Dataset) -> Iterator[tuple[str, Images]]:

@@ -86,7 +86,7 @@ def try_out(evasion: Evasion, name: str, shape: tuple[int, int, int]) -> None:
     if not isinstance(evasion, Transformed) or type(evasion.transform).__module__.startswith("fingerbench."):
         return
     what = f"evasion={name}, {type(evasion.transform).__name__}"
-    expected = "transform(x, generator) to return float32 images (n, c, h, w) in [0, 1] of such"
+    expected = "transform(x, generator) of float32 images (n, c, h, w) in [0, 1] to return as many such"
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, *shape, generator=generator)
     try:
@@ -94,7 +94,9 @@ def try_out(evasion: Evasion, name: str, shape: tuple[int, int, int]) -> None:
     except Exception as error:  # a stranger's code
         raise UserError(f"{what}: expected {expected}; got {type(error).__name__}: {one_line(error)}") from error
     alike = isinstance(seen, Tensor) and (seen.dtype, seen.ndim, seen.shape[:2]) == (x.dtype, 4, x.shape[:2])
-    require(alike, what, expected, tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__)
+    require(
+        alike, what, expected, f"{seen.dtype} {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
+    )
     require(bool(((seen >= 0) & (seen <= 1)).all()), what, expected, f"{float(seen.min())} to {float(seen.max())}")
 
 

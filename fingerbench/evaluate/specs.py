@@ -7,11 +7,14 @@ its owner has.
 from __future__ import annotations
 
 import gc
+import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -90,9 +93,16 @@ class FingerprintSpec(Spec):
         }
 
     def _made(self, workshop: Workshop, generator: torch.Generator) -> Fingerprint:
-        fingerprint: Any = self.method.fingerprint(self._setting(workshop, generator))
+        setting = self._setting(workshop, generator)
+        given = {name: tensor.clone() for name, tensor in setting.source.state_dict().items()}
+        fingerprint: Any = self.method.fingerprint(setting)
+        if any(not torch.equal(tensor, given[name]) for name, tensor in setting.source.state_dict().items()):
+            raise ContractError("source: expected its weights as they were given, got others; change a copy")
         if not isinstance(fingerprint, Fingerprint):
             raise ContractError(f"fingerprint: expected a Fingerprint; got {_told(fingerprint)}")
+        for name, value in fingerprint.state.items():
+            if not isinstance(value, Tensor):
+                raise ContractError(f"state[{name!r}]: expected a tensor; got {_told(value)}")
         require_images(fingerprint.queries, workshop.data.shape)
         if len(fingerprint) > self.budget:
             raise ContractError(f"queries: expected at most {self.budget}, got {len(fingerprint)}")
@@ -135,7 +145,8 @@ def judge_of(name: str, method: Fingerprinter) -> Callable[[Fingerprint, Tensor]
 
 
 def _misbehaved(name: str, method: Fingerprinter, how: str) -> UserError:
-    file = f"{type(method).__module__.replace('.', '/')}.py"
+    file = inspect.getsourcefile(type(method)) or type(method).__module__
+    file = os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
     return UserError(f"method {name}: {how}; python -m fingerbench check {file} says more")
 
 
