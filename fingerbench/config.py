@@ -193,7 +193,7 @@ def build(node: DictConfig) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
-        missing = isinstance(cause.__cause__ or cause, ModuleNotFoundError) or "ModuleNotFoundError" in str(cause)
+        missing = "ModuleNotFoundError" in str(cause)  # as Hydra tells it
         hint = ", and that PYTHONPATH has the folder of that module" if missing else ""
         raise UserError(f"cannot build {plain['_target_']}: {one_line(cause)}; check its config file{hint}") from error
     _check_fields(built)

@@ -7,9 +7,9 @@ its owner has.
 from __future__ import annotations
 
 import gc
-import inspect
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -145,7 +145,8 @@ def judge_of(name: str, method: Fingerprinter) -> Callable[[Fingerprint, Tensor]
 
 
 def _misbehaved(name: str, method: Fingerprinter, how: str) -> UserError:
-    file = inspect.getsourcefile(type(method)) or type(method).__module__
+    module = type(method).__module__
+    file = getattr(sys.modules.get(module), "__file__", None) or module  # one typed in has none
     file = os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
     return UserError(f"method {name}: {how}; python -m fingerbench check {file} says more")
 
