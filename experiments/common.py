@@ -22,11 +22,15 @@ METAFINGER = (
 )
 
 
+def averaged(cells: Sequence[Cell]) -> str:
+    """Return what numbers are that are averaged over the seeds, for a caption."""
+    return "means over the seeds" if len({cell.bench.settings.seed for cell in cells}) > 1 else "of one seed"
+
+
 def spread(cells: Sequence[Cell]) -> str:
     """Return what the values are that `over_seeds` gives: means and ranges, where there are several seeds."""
-    if len({cell.bench.settings.seed for cell in cells}) == 1:
-        return "of one seed"
-    return "means over the seeds, with the range over the seeds as a band, a thin line or in brackets"
+    said = averaged(cells)
+    return said if said == "of one seed" else f"{said}, with their range as a band, a thin line or in brackets"
 
 
 def by_label(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

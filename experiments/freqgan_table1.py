@@ -33,8 +33,8 @@ PAPER = {
 OURS = {"FT": "FT", "WP": "WP", "MEP": "distill", "AVG": "mean"}  # a column of the paper -> our axis
 SAID = (
     "AUC of the positives of a family: fine-tuning (FT), pruning of weights (WP), noise on "
-    "weights (WN), adversarial training (AT), distillation, knockoff; ABP: area of their polygon, 2.598 at most; means "
-    "over the seeds, whose range is in the csv."
+    "weights (WN), adversarial training (AT), distillation, knockoff; ABP: area of their polygon, 2.598 at most; of "
+    "several seeds the mean, whose range is in the csv."
 )
 BESIDE = (
     "In the code of the paper's authors the source is a VGG16, a theft has some 20 models, WP removes channels, 200 "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.common import by_label
+from experiments.common import averaged, by_label
 from fingerbench.bench import Bench
 from fingerbench.errors import require
 from fingerbench.evaluate import metrics, tables
@@ -41,7 +41,7 @@ class MetavRegression(Experiment):
         first = f"{caption(cells[:1])} Mean scores of a family; margin: of a positive over its mirror; {tables.NOTE}."
         curves = (
             f"{said} Robustness: share of positives with a score of t or more; uniqueness: share of negatives below t; "
-            "means over the seeds."
+            f"{averaged(cells)}."
         )
         return [
             Exhibit("comparison", intervals, table=totals, data=table),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.common import by_label, queries_of
+from experiments.common import averaged, by_label, queries_of
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.curves import aruc_panels, curve_points
@@ -34,12 +34,12 @@ class Figure4(Experiment):
         table["separating"] = tables.separating(best)
         table["AUC"] = best["auc"]
         curves = (
-            f"{caption(cells, queries=False)} {queries_of(cells)} Curves and areas are means over the seeds; a "
+            f"{caption(cells, queries=False)} {queries_of(cells)} Curves and areas are {averaged(cells)}; a "
             "suspect is accused if its score is at least t; robustness is the share of positives accused, uniqueness "
             "that of negatives not accused."
         )
         numbers = (
-            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} ARUC and AUC are means over the seeds, "
+            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} ARUC and AUC are {averaged(cells)}, "
             "in brackets the 95 % bootstrap interval of ARUC over suspects; separating: the thresholds that make no "
             "error under any seed."
         )

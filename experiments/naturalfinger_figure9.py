@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import by_label
+from experiments.common import averaged, by_label
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -39,7 +39,10 @@ class Figure9(Experiment):
         table = table.set_index("method").loc[list(fids)].rename_axis("gan").reset_index()
         table["fid"] = [fid.facts["fid"] for fid in fids.values()]
         table["paper"] = [PAPER.get(gan, math.nan) for gan in by_label(cells)]
-        said = f"{caption(cells, paper=True)} Mean over the seeds, with its 95 % bootstrap interval over suspects."
+        said = (
+            f"{caption(cells, paper=True)} ARUC and AUC are {averaged(cells)}, with 95 % bootstrap intervals over "
+            "suspects."
+        )
         drawn = f"{said} Bars: ours, lines: intervals, open markers: the paper's, from its plotting script."
         features = next(iter(fids.values())).facts["features"]
         about = f"{said} FID to the owner's half, of images of the GAN's own latents, with the {features}."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import range_of
+from experiments.common import averaged, range_of
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -51,7 +51,7 @@ class Table3(Experiment):
         there = {tricks: groups[tricks] for tricks in PAPER if tricks in groups}
         runs = {tricks: comparison([cell.run for cell in group]) for tricks, group in there.items()}
         said = (
-            f"{caption(cells, paper=True)} x: with the trick. ARUC is the mean over the seeds, in brackets the 95 % "
+            f"{caption(cells, paper=True)} x: with the trick. ARUCs are {averaged(cells)}, in brackets the 95 % "
             "bootstrap interval over suspects; queries: the range over the seeds."
         )
         marked = [run.assign(**dict(zip(TRICKS.values(), tricks, strict=True))) for tricks, run in runs.items()]

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -24,16 +25,19 @@ def code(spec: Spec) -> dict[str, str]:
     return {f"{cls.__module__}.{cls.__qualname__}": digest for cls in theirs if (digest := _digest(cls))}
 
 
-def changed(store: Store, specs: Iterable[Spec]) -> dict[str, str]:
-    """Return the label of one stored artefact for each class whose code is not that it was made by, by its name.
+def changed(store: Store, specs: Iterable[Spec]) -> dict[str, list[str]]:
+    """Return the labels of the stored artefacts of each class whose code is not that they were made by, by its name.
 
     Artefacts of before records told are taken for unchanged.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for spec in specs:
-        if now := code(spec):
-            then = store.facts(spec).get("code", now)
-            found |= {name: spec.label for name, digest in now.items() if then.get(name, digest) != digest}
+        now = code(spec)
+        with suppress(KeyError):  # another process has set it aside meanwhile
+            then = store.facts(spec).get("code", now) if now else now
+            for name, digest in now.items():
+                if then.get(name, digest) != digest:
+                    found.setdefault(name, []).append(spec.label)
     return found
 
 

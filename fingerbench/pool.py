@@ -94,9 +94,10 @@ class Pool:
         found = Counter(spec.kind for spec in there)
         missing = Counter(spec.kind for spec in self._todo.values())
         log.info("store %s: %s", self.store.root, _stock(found, missing))
-        for name, label in plugins.changed(self.store, there).items():
+        for name, labels in plugins.changed(self.store, there).items():
+            told = labels[0] + (f" and {len(labels) - 1} more" if labels[1:] else "")
             log.warning(
-                "%s: its code is not what made the stored %s; if it does otherwise now, raise `version`", name, label
+                "%s: its code is not what made the stored %s; if it does otherwise now, raise `version`", name, told
             )
         if not self._todo:
             return

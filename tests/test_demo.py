@@ -14,7 +14,7 @@ def demo(tmp_path_factory):
     """Scores of NaturalFinger and IPGuard on the 154 suspects, and the record of every model."""
     folder = tmp_path_factory.mktemp("demo")
     for method in ("naturalfinger", "ipguard"):
-        run(folder / "store", folder / method, f"method={method}", tiny=False, timeout=1200)
+        run(folder / "store", folder / method, f"method={method}", tiny=False, timeout=7200)
     frames = {m: pd.read_csv(folder / m / "scores.csv", dtype={"variant": str}) for m in ("naturalfinger", "ipguard")}
     return frames, pd.read_csv(folder / "naturalfinger" / "models.csv").set_index("name")
 

@@ -56,7 +56,8 @@ def test_code_that_changed_is_told_and_comments_are_not(mine, tmp_path):
     file.write_text(MINE.replace("= 1", "= 2"))
     assert not changed(store, [spec]), "what this process imported"
     edit(file, MINE.replace("= 1", "= 2"))
-    assert changed(store, [spec]) == {"my_plugin.Mine": "the thing"}
+    assert changed(store, [spec]) == {"my_plugin.Mine": ["the thing"]}
+    assert not changed(store, [Made(maker, spec)]), "one that another process has set aside meanwhile"
 
 
 def test_what_is_ours_or_told_nothing_is_no_matter(mine, tmp_path):
