@@ -36,7 +36,8 @@ class AcrossZoos(Experiment):
         means = _means(values)
         said = f"{caption(cells)} Zoos of seeds {', '.join(map(str, sorted(set(values['zoo']))))}: {SAID}"
         text = f"{said} Means over zoos, in brackets the lowest and the highest; rank: place among the methods in one."
-        legend = "Bars: means over zoos; lines: the range; dots: zoos."
+        several = values["zoo"].nunique() > 1
+        legend = "Bars: means over zoos; lines: the range; dots: zoos." if several else "Bars: the one zoo."
         return [
             Exhibit("across_zoos", text, table=_table(means), data=values),
             Exhibit("across_zoos_bars", f"{said} {legend}", figure=comparison_figure(means, values, said, legend)),

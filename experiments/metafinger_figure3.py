@@ -58,7 +58,7 @@ def _lines(rows: DataFrame, said: str) -> Exhibit:
     rows = rows.assign(strength=rows["variant"].astype(float))
     families = [family for family in LINES if family in set(rows["family"])]
     panels = {TITLES[f]: panel(rows[rows["family"] == f], "strength", xlabel=LINES[f]) for f in families}
-    said = f"A line is a method, the band the range; the smaller a, the more noise. {said}"
+    said = f"A line is a method; the smaller a, the more noise. {said}"
     if rows.loc[rows["family"] == "prune", "strength"].max() > PRUNED_AT_MOST:
         said = f"The paper prunes {100 * PRUNED_AT_MOST:.0f} % at most, which the dashed line marks. {said}"
     figure = line_panels(panels, "query accuracy", said, limits=(0, 1.03))

@@ -15,7 +15,7 @@ Deviations from the released code:
     - The mirror image is among the transforms only where the models are trained with mirrored images (`flip`).
 Not published, and chosen here: how surrogates are split where they are given: in their order, in which what derives
 from one independent model follows it, so that the negatives that validate descend from none that trains. Positives all
-descend from the source; of either plan those that train and those that validate are of every kind.
+descend from the source.
 Shear and translation go either way, as in NaturalFinger's code by the same authors; filters mirror the image at its
 border.
 """

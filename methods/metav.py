@@ -104,7 +104,8 @@ class MetaV:
     def raw(self, fingerprint: Fingerprint, responses: Tensor) -> float:
         """Return how well responses (n, outputs) agree with the source's, without the verifier.
 
-        It is the share of equal classes; of a regression R2 with the source's answers for truth, not below 0.
+        It is the share of equal classes; of a regression R2 with the source's answers for truth, not below 0, which
+        says nothing of a single query, whose answers do not vary.
         """
         if "labels" in fingerprint.state:
             return ops.matching_rate(fingerprint.state["labels"], responses.argmax(1))

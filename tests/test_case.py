@@ -91,6 +91,7 @@ def test_a_verdict_counts_those_that_score_as_high():
     assert lowest.p == 0.25 and "0 of the 3 networks they descend from have one that does\n" in str(lowest)
     assert str(lowest).endswith("if it is like those of the run; 3 cannot say less")
     assert Verdict("ipguard", 100, 0.9, (), (), (), None).p == 1
+    assert Verdict("ipguard", 100, 0.9, (), (), (), None, same_half=(0.3,) * 9).p == 0.1, "the one kind that there is"
 
 
 def test_networks_of_the_sources_half_are_a_kind_of_their_own():

@@ -144,6 +144,10 @@ def test_answers_by_hand():
     roots = torch.tensor([0.8, 0.32**0.5, 0.2])
     torch.testing.assert_close(evasion("temperature").answers(P)[0], roots / roots.sum())
     torch.testing.assert_close(evasion("temperature", "evasion.temperature=1").answers(P), P)
+    nearly = torch.tensor([[0.34, 0.33, 0.33, 0.0]])
+    torch.testing.assert_close(
+        evasion("temperature", "evasion.temperature=0.001").answers(nearly), torch.tensor([[1.0, 0, 0, 0]])
+    )
 
 
 def test_an_api_that_changes_nothing(images):
@@ -276,6 +280,14 @@ class Mine:
         return {"inverted": 1 - x, "shown": 2 * x, "grey": x.mean(1), "bytes": x.byte(), "nothing": None}[self.returns]
 
 
+@dataclass(frozen=True)
+class Sometimes:
+    """A transform that does something in half of all cases."""
+
+    def __call__(self, x, generator):
+        return 1 - x if torch.rand((), generator=generator) < 0.5 else x
+
+
 class Thawed:
     """A transform that no key can be made of."""
 
@@ -294,6 +306,7 @@ class Thawed:
         (Mine("bytes"), r"evasion=jpeg, Mine: expected .*; got 'torch.uint8 \(2, 3, 16, 16\)'"),
         (Mine("nothing"), r"evasion=jpeg, Mine: expected .*; got 'NoneType'"),
         (Mine("typo"), r"evasion=jpeg, Mine: expected .*; got KeyError: no 'typo'"),
+        (Sometimes(), r"evasion=jpeg, Sometimes: evasion.draws: expected 3 or so of what is random; got 1$"),
         (torch.nn.Identity(), r"evasion=jpeg, Identity: expected .*; got TypeError: .* positional argument"),
         (
             Thawed(),
@@ -312,6 +325,10 @@ def test_a_transform_of_ones_own_is_put_to_use(bench, monkeypatch):
     under, x = bench.under("jpeg"), torch.rand(2, 3, 16, 16)
     monkeypatch.setattr("fingerbench.config.build", lambda node: Transformed(transform=Mine("inverted")))
     assert torch.equal(under.evasion_spec.evasion.queries(x, {}, generator()), 1 - x)
+    again = bench.under("jpeg")
+    monkeypatch.setattr("fingerbench.config.build", lambda node: Transformed(transform=Sometimes(), draws=3))
+    seen = again.evasion_spec.evasion.queries(torch.zeros(50, 3, 16, 16), {}, generator()).mean((1, 2, 3))
+    assert 0 < seen.sum() < 50, "each query has draws of its own"
 
 
 def test_torchvisions_transforms_can_be_named_beside_a_cpu_build_of_torch():

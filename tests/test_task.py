@@ -120,7 +120,8 @@ def test_a_convolutional_network_refuses_rows():
 
 
 def test_queries_of_one_row_can_be_drawn():
-    assert query_grid(torch.rand(12, 1, 1, 10)).axes[0].images[0].get_array().shape == (1, 10, 3)
+    for channels in (1, 2, 3, 4):
+        assert query_grid(torch.rand(12, channels, 1, 10)).axes[0].images[0].get_array().shape == (1, 10, 3)
 
 
 SMALL = [

@@ -81,9 +81,9 @@ class Verdict:
 
     @property
     def _peers(self) -> tuple[float, ...]:
-        """The kind that speaks most for the suspect."""
-        kinds = [self.controls] if self.controls else [self.origins, *([self.same_half] if self.same_half else [])]
-        return max(kinds, key=self._p)
+        """The kind that speaks most for the suspect, of those that there are."""
+        kinds = [self.controls] if self.controls else [kind for kind in (self.origins, self.same_half) if kind]
+        return max(kinds, key=self._p, default=())
 
     def _as_high(self, scores: Sequence[float]) -> int:
         return sum(score >= self.score for score in scores)

@@ -23,13 +23,15 @@ from fingerbench.errors import UserError, one_line, require
 from fingerbench.transforms import Transform
 
 Bytes = NDArray[np.uint8]
+TRIALS = 10  # of a transform, each with a seed of its own: one that works in half of all cases shows that it is random
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evasion:
     """An API that changes nothing; every evasion is a frozen dataclass that overrides what it changes.
 
-    draws: how often a query is changed, for answers and accuracies to be averaged over; 1 says that nothing is random.
+    draws: how often a query is changed, for answers and accuracies to be averaged over; 1 says that nothing is random,
+    and is refused of a transform that is.
     """
 
     changes_queries: ClassVar[bool] = False
@@ -76,23 +78,29 @@ class Transformed(Evasion):
 
 
 def try_out(evasion: Evasion, name: str, shape: tuple[int, int, int]) -> None:
-    """Try the transform of an evasion, if it is a user's own, on two images of `shape` (c, h, w).
+    """Try the transform of an evasion, if it has one, on two images of `shape` (c, h, w).
 
-    So what is none is refused before any suspect is asked.
+    So what is none, or random without more draws than one, is refused before any suspect is asked.
 
     Raises:
-        UserError: it fails, or returns something other than images in [0, 1].
+        UserError: it fails, returns something other than images in [0, 1], or other ones each time with one draw.
     """
-    if not isinstance(evasion, Transformed) or type(evasion.transform).__module__.startswith("fingerbench."):
+    if not isinstance(evasion, Transformed):
         return
     what = f"evasion={name}, {type(evasion.transform).__name__}"
     expected = "transform(x, generator) of float32 images (n, c, h, w) in [0, 1] to return as many such"
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, *shape, generator=generator)
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        seen: Any = evasion.queries(x, {}, generator)
+        tried = [evasion.queries(x, {}, torch.Generator().manual_seed(seed)) for seed in range(TRIALS)]
     except Exception as error:  # a stranger's code
         raise UserError(f"{what}: expected {expected}; got {type(error).__name__}: {one_line(error)}") from error
+    for seen in tried:
+        _require_images(seen, x, what, expected)
+    fixed = all(torch.equal(tried[0], seen) for seen in tried)
+    require(fixed or evasion.draws > 1, f"{what}: evasion.draws", "3 or so of what is random", evasion.draws)
+
+
+def _require_images(seen: Any, x: Tensor, what: str, expected: str) -> None:
     alike = isinstance(seen, Tensor) and (seen.dtype, seen.ndim, seen.shape[:2]) == (x.dtype, 4, x.shape[:2])
     require(
         alike, what, expected, f"{seen.dtype} {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
@@ -191,7 +199,7 @@ class Temperature(Evasion):
 
     def answers(self, probabilities: Tensor) -> Tensor:
         """Return the probabilities at this temperature."""
-        return F.normalize(probabilities ** (1 / self.temperature), p=1, dim=1)
+        return (probabilities.log() / self.temperature).softmax(1)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ GAP, LABEL_GAP = 1.1, 1.3  # from one image of a grid to the next, and to the ne
 def query_grid(queries: Any, labels: Sequence[object] | None = None, columns: int = 10, caption: str = "") -> Figure:
     """Draw query images in rows of `columns`, each above its label if there are any.
 
-    queries: (n, c, h, w) in [0, 1], c = 1 or 3, an array or a tensor on the CPU; labels: n of them.
+    queries: (n, c, h, w) in [0, 1], an array or a tensor on the CPU; labels: n of them.
     """
     images = np.asarray(queries, dtype=np.float64)
     if labels is not None and len(labels) != len(images):
@@ -58,11 +58,15 @@ def _image_grid(n: int, columns: int, labelled: bool) -> tuple[float, float]:
 
 
 def _draw_images(axes: Axes, images: Any, columns: int, labels: Sequence[object] | None = None) -> None:
-    """Draw images (n, c, h, w), each one unit wide and high, in rows of `columns` from the upper left."""
+    """Draw images (n, c, h, w), each one unit wide and high, in rows of `columns` from the upper left.
+
+    Of more channels than three the first three are shown as colours, of two the first as grey.
+    """
     down = GAP if labels is None else LABEL_GAP
     for i, image in enumerate(images):
         top, left = i // columns * down, i % columns * GAP
-        pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+        shown = image[:3] if len(image) >= 3 else image[:1]
+        pixels = np.broadcast_to(shown, (3, *image.shape[1:])).transpose(1, 2, 0)
         axes.imshow(pixels, extent=(left, left + 1, top + 1, top), interpolation="nearest")
         if labels is not None:
             axes.text(left + 0.5, top + 1.03, str(labels[i]), ha="center", va="top", fontsize=6, color=INK)
