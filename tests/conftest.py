@@ -119,13 +119,18 @@ def start(script, *words, cwd=ROOT, environment=(), **kwargs):
     return subprocess.Popen([sys.executable, *script, *words], cwd=cwd, env=environment, **pipes, **kwargs)
 
 
-def finish(process, code=0, timeout=300):
-    """Wait for a process, at most `timeout` seconds, and return its output; its exit code must be `code`."""
+def told(process, timeout=300):
+    """Wait for a process, at most `timeout` seconds, and return its output."""
     try:
-        output, _ = process.communicate(timeout=timeout)
+        return process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
         process.kill()  # it must not work on beside the next tests
         pytest.fail(f"not done after {timeout} s: {process.communicate()[0]}")
+
+
+def finish(process, code=0, timeout=300):
+    """Wait for a process, at most `timeout` seconds, and return its output; its exit code must be `code`."""
+    output = told(process, timeout)
     assert process.returncode == code, output
     return output
 

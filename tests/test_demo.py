@@ -42,4 +42,5 @@ def test_naturalfinger_is_clearly_better(demo):
     assert natural["auc"] > 0.90 and natural["auc"] > ipguard["auc"] + 0.1
     assert natural["families"]["distill"]["margin"] > 0.3
     for frame in demo[0].values():
-        assert len(frame) == 154 and (frame.queries == 100).all() and frame.score.nunique() > 10
+        assert len(frame) == 154 and frame.score.nunique() > 10
+    assert (demo[0]["ipguard"].queries == 100).all() and demo[0]["naturalfinger"].queries.between(50, 100).all()

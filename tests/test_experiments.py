@@ -334,7 +334,7 @@ def test_a_part_of_an_experiment_can_be_drawn(name):
     _, made = drawn(name, "experiment.grid.method=[random]", "attack=[source,finetune,distill]", seeds=(0,))
     assert made
     for exhibit in made.values():
-        assert "seed 0;" in exhibit.caption and "range over" not in exhibit.caption
+        assert "seed 0;" in exhibit.caption and "their range" not in exhibit.caption
         assert exhibit.table is None or len(exhibit.table)
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import TINY, finish, start
+from conftest import TINY, finish, start, told
 from PIL import Image
 
 from fingerbench.store import PAYLOAD, RECORD
@@ -79,7 +79,9 @@ def artefacts(store):
 
 
 def await_artefacts(store, count, process):
+    deadline = time.monotonic() + 300
     while artefacts(store) < count and process.poll() is None:
+        assert time.monotonic() < deadline, f"{artefacts(store)} of {count} artefacts after 300 s"
         time.sleep(0.02)
 
 
@@ -118,7 +120,7 @@ def test_kills_at_any_moment_lose_nothing_finished(whole, tmp_path, faults, ledg
             killed = kills < faults and process.poll() is None
             if killed:
                 kills += kill(chance.choice(family[1:]) if worker else process.pid)
-            output, _ = process.communicate(timeout=300)
+            output = told(process)
             gone += lost(before, store)
             if process.returncode == 0:
                 break
@@ -138,7 +140,7 @@ def test_a_terminated_run_ends_at_once_and_goes_on(whole, tmp_path, faults, ledg
         await_artefacts(store, artefacts(store) + 2, process)
         before = inventory(store)
         os.killpg(process.pid, signal.SIGTERM)  # the workers get it as well
-        output, _ = process.communicate(timeout=60)
+        output = told(process, 60)
         assert process.returncode == 143 and "the same command goes on where it was" in output, output
         assert "Traceback" not in output and "died" not in output
         assert descendants(process.pid) == [process.pid]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, TINY, finish, start
+from conftest import ROOT, TINY, finish, start, told
 
 import fingerbench as fb
 
@@ -59,7 +59,7 @@ def submit(folder, *words):
 
 
 def ask(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def states(sweep, *options):
@@ -152,8 +152,8 @@ def test_a_cancelled_and_a_killed_job_are_resubmitted(tmp_path, local):
     assert re.search(rf"error: 2 of 4 jobs ended without a result: {number}_0 \(CANCELLED.*, {number}_1 \(", output)
     assert len(pd.read_csv(sweep / "report" / "comparison.csv")) >= 2
     assert sorted(scores(sweep)) == ["2", "3"]
-    told = until(lambda: len(lines := again(sweep)) == 2 and lines, "the killed job is silent")
-    resubmitted = [start(shlex.split(line)[1:]) for line in told]
+    silent = until(lambda: len(lines := again(sweep)) == 2 and lines, "the killed job is silent")
+    resubmitted = [start(shlex.split(line)[1:]) for line in silent]
     for job in resubmitted:
         finish(job, timeout=600)
     assert scores(sweep) == local
@@ -162,7 +162,7 @@ def test_a_cancelled_and_a_killed_job_are_resubmitted(tmp_path, local):
 
 def again(sweep):
     """Return the commands that `status` gives for the jobs that have to be run again."""
-    said = start(["-m", "fingerbench", "status", str(sweep)]).communicate()[0]
+    said = told(start(["-m", "fingerbench", "status", str(sweep)]))
     return [line for line in said.splitlines() if line.startswith("python run.py -m ")]
 
 
