@@ -64,7 +64,7 @@ def main() -> None:
     try:
         if not {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(sys.argv):
             config.check(sys.argv[1:])
-        with cluster.settling(lambda: sweep.Report.running), writing(Path("runs"), "hydra.run.dir"):
+        with cluster.settling(lambda: sweep.Sweep.running), writing(Path("runs"), "hydra.run.dir"):
             job()
     except cluster.RefusedError as error:
         sys.stderr.write(f"error: {error}\n")

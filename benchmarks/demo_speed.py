@@ -53,7 +53,7 @@ def main() -> None:
         store, runs = folder / "store", folder / "runs"
         if store.exists():
             sys.exit(f"expected an empty folder, but there is {store}")
-        rows = []
+        rows: list[dict[str, str]] = []
         for title, words in (
             ("main job, empty store", ["method=naturalfinger", "attack=all"]),
             ("the same again", ["method=naturalfinger", "attack=all"]),

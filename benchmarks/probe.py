@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fingerbench import replay
 from fingerbench.bench import Bench
 from fingerbench.cost import Adversaries, Costly, MethodOutline, Network, Operation, Pass
-from fingerbench.evaluate.specs import FingerprintSpec
-from fingerbench.gans.train import train
+from fingerbench.gans.train import freeze, train
 from fingerbench.ops import ascend_sign, pixels, predict, without_trials
 from fingerbench.records import Gan, Images, Setting
 from fingerbench.workshop import peak_memory, pick_bfloat16, pick_device
 from fingerbench.zoo.train import Recipe, Workbench, supervise
+from methods.naturalfinger import Candidates, NaturalFinger, _graphed
 
 FIRST, SECOND = 2, 8  # images of the first tries; batch statistics of one do not exist
 GROWTH = 2  # of the batch at least, or no larger one is tried
@@ -76,14 +76,14 @@ class Kernels(TorchDispatchMode):
 class Loop:
     """NaturalFinger's optimisation, whole: one latent's way through all surrogates, the GAN and back, an epoch."""
 
-    spec: FingerprintSpec = field(hash=False)
+    method: NaturalFinger = field(hash=False)
     outline: MethodOutline = field(hash=False)
     label: str = "naturalfinger's loop"
 
     def flop(self, operation: Operation) -> float:
         """Return the FLOP of a latent and epoch."""
-        method, outline = self.spec.method, self.outline
-        moved = replace(method, epochs=1, pool=1 / outline.budget, latent_batch=1, max_draws=0).work(outline)  # type: ignore[call-arg, type-var]
+        once = replace(self.method, epochs=1, pool=1 / self.outline.budget, latent_batch=1, max_draws=0)
+        moved = once.work(self.outline)
         return sum(images * one.flop for one, images in moved.items() if one.operation == "attack")
 
 
@@ -203,9 +203,7 @@ def _training(network: Adversaries, gan: Gan, bench: Bench, device: torch.device
 
 
 def _moving(operation: Operation, gan: Gan) -> Act:
-    device = next(gan.generator.parameters()).device
-    for net in (gan.generator, gan.discriminator):
-        net.eval().requires_grad_(False)
+    device = next(freeze(gan).generator.parameters()).device
 
     def once(n: int) -> object:
         labels = torch.zeros(n, dtype=torch.long, device=device)
@@ -221,7 +219,6 @@ def _moving(operation: Operation, gan: Gan) -> Act:
 
 def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
     """Return an epoch of the method's own optimisation."""
-    from methods.naturalfinger import Candidates, _graphed
 
     def revived(networks: tuple[Network, ...]) -> tuple[nn.Module, ...]:
         built = (network.build().eval().requires_grad_(False) for network in networks)
@@ -229,9 +226,7 @@ def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
 
     outline, data = loop.outline, bench.data
     assert outline.gan is not None
-    gan = _gan(outline.gan, device)
-    for net in (gan.generator, gan.discriminator):
-        net.eval().requires_grad_(False)
+    gan = freeze(_gan(outline.gan, device))
     positives, negatives = revived(outline.positives), revived(outline.negatives)
     random = torch.Generator().manual_seed(0)
     setting = Setting(
@@ -252,8 +247,7 @@ def _loop(loop: Loop, bench: Bench, device: torch.device) -> Act:
     def act(n: int, times: int) -> object:
         labels = torch.zeros(n, dtype=torch.long, device=device)
         candidates = Candidates(gan.latents(n, random).to(device), labels, labels, labels + 1)
-        method = replace(loop.spec.method, epochs=times)  # type: ignore[call-arg, type-var]
-        return method._optimise(candidates, *moving)
+        return replace(loop.method, epochs=times)._optimise(candidates, *moving)
 
     return act
 

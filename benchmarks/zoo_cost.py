@@ -34,6 +34,7 @@ from fingerbench.store import Spec
 from fingerbench.task import Classification
 from fingerbench.workshop import pick_device
 from fingerbench.zoo.model import ModelSpec
+from fingerbench.zoo.table import MIRROR
 from methods.naturalfinger import NaturalFinger
 
 # Where the data set is not there: the splits of its loader, and CIFAR-100 for the transfer images.
@@ -55,12 +56,12 @@ def opened(words: Sequence[str]) -> tuple[Bench, bool]:
         if sizes is None:
             raise
         transfer = min(sizes.transfer, bench.settings.data.transfer or sizes.transfer)
-        blank = _blank(bench.settings.data.name, replace(sizes, transfer=transfer))
-        return Bench(bench.settings, words, blank), False
+        empty = _empty(bench.settings.data.name, replace(sizes, transfer=transfer))
+        return Bench(bench.settings, words, empty), False
     return bench, True
 
 
-def _blank(name: str, sizes: Sizes) -> Dataset:
+def _empty(name: str, sizes: Sizes) -> Dataset:
     def split(n: int) -> Images:
         return Images(torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(n, *sizes.shape), torch.arange(n) % 10)
 
@@ -90,7 +91,7 @@ def work(spec: Spec, sizes: Sizes) -> Work:
     if not (isinstance(spec, FingerprintSpec) and isinstance(spec.method, NaturalFinger)):
         return counted
     method = spec.method
-    loop = Pass("attack", Loop(spec, spec.outline(sizes)), method.latent_batch)
+    loop = Pass("attack", Loop(method, spec.outline(sizes)), method.latent_batch)
     moves = method.epochs * method.batches(spec.budget) * method.latent_batch
     return Work({one: n for one, n in counted.items() if one.operation != "attack"}) + Work({loop: moves})
 
@@ -140,7 +141,7 @@ def wall_clock(specs: Sequence[Spec], seconds: Mapping[str, float], jobs: int) -
 def family(spec: Spec, one: Pass) -> str:
     """Return the row in which a pass of a spec stands."""
     if isinstance(spec, ModelSpec):
-        name = spec.name.removeprefix("mirror/").partition("/")[0]
+        name = spec.name.removeprefix(MIRROR).partition("/")[0]
         return "surrogates" if name == "surrogate" else name
     if isinstance(spec, ResponseSpec):
         return f"evaluation, {spec.fingerprint.budget} queries"
@@ -269,14 +270,14 @@ def _words(benches: Sequence[Bench]) -> str:
 
 
 def _loop_line(works: Sequence[Work], prices: Prices) -> list[str]:
-    loops = [one for counted in works for one in counted if isinstance(one.network, Loop)]
     return [
         f"NaturalFinger's loop: {prices[one.operation, one.network].seconds * one.batch:.3g} s an epoch of a batch of "
-        f"{one.batch} latents; {one.network.spec.method.epochs} epochs, and at most "
-        f"{one.network.spec.method.batches(one.network.spec.budget)} batches, which is what is counted: it stops when "
-        "it has enough queries."
-        for one in loops
-        if isinstance(one.network, Loop) and isinstance(one.network.spec.method, NaturalFinger)
+        f"{one.batch} latents; {one.network.method.epochs} epochs, and at most "
+        f"{one.network.method.batches(one.network.outline.budget)} batches, which is what is counted: it stops when it "
+        "has enough queries."
+        for counted in works
+        for one in counted
+        if isinstance(one.network, Loop)
     ]
 
 

@@ -186,10 +186,10 @@ def _show(parsed: argparse.Namespace) -> None:
 def _verify(parsed: argparse.Namespace) -> int:
     """Tell what is damaged; returns 0 if nothing is, else 1."""
     from fingerbench.housekeeping import plan
-    from fingerbench.store import family
+    from fingerbench.store import with_needs
 
     store = fb.open(*parsed.overrides).store
-    stored = [spec for spec in family(plan(parsed.overrides)).values() if store.has(spec)]
+    stored = [spec for spec in with_needs(plan(parsed.overrides)).values() if store.has(spec)]
     troubles = [trouble for spec in stored if (trouble := store.verify(spec))]
     _out("\n".join([*troubles, f"{len(stored) - len(troubles)} of {len(stored)} artefacts are sound"]))
     return int(bool(troubles))

@@ -39,12 +39,11 @@ from fingerbench.nets import foreign, network
 from fingerbench.pool import Pool
 from fingerbench.records import Dataset, Fingerprint, Suspect
 from fingerbench.seeds import seed_for
-from fingerbench.store import Spec, Store
-from fingerbench.store import family as with_needs
+from fingerbench.store import Spec, Store, with_needs
 from fingerbench.workshop import Workshop, pick_bfloat16, pick_compiled, pick_device, pick_jobs
 from fingerbench.zoo.given import Given
 from fingerbench.zoo.model import Attack, ModelSpec
-from fingerbench.zoo.surrogates import Specs, Surrogates, refuse_overlap
+from fingerbench.zoo.surrogates import Pair, Surrogates, refuse_overlap
 from fingerbench.zoo.table import Zoo, suspects
 
 if TYPE_CHECKING:
@@ -207,12 +206,12 @@ class Bench:
         )
 
     @_lent(*ZOO, "surrogates")
-    def surrogates(self) -> Specs:
+    def surrogates(self) -> Pair:
         """The models that methods may learn from: positive ones, the source first; negative ones."""
         chosen: Surrogates = config.build(self.settings.surrogates)
-        positives, negatives = chosen.specs(self.zoo)
-        refuse_overlap([*positives, *negatives], list(self.models.values()), self.zoo.original())
-        return positives, negatives
+        pair = Pair(*chosen.specs(self.zoo))
+        refuse_overlap([*pair.positives, *pair.negatives], list(self.models.values()), self.zoo.original())
+        return pair
 
     def _require_labels(self, choice: str, alternative: str) -> None:
         require(self.data.task.labelled, choice, f"a data set with classes, or {alternative}", self.data.name)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from fingerbench import config
-from fingerbench.errors import UserError, one_line, require
+from fingerbench.errors import UserError, is_whole, one_line, require
 from fingerbench.ops import predict
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.seeds import seeded
@@ -154,7 +154,7 @@ def carries_plain_tensors(trial: Trial) -> Iterator[str]:
         if tensor.device.type != "cpu" or tensor.requires_grad:
             yield f"{name}: expected a tensor on the CPU without gradient; use .detach().cpu()"
     for name, count in trial.fingerprint.yields.items():
-        if not isinstance(count, int) or count < 0:
+        if not is_whole(count) or count < 0:
             yield f"yields: expected counts, whole numbers from 0, got {name}={count!r}"
 
 

@@ -78,9 +78,9 @@ def number(text: str) -> float:
 
 def require_least(what: object, group: str, **least: float) -> None:
     """Raise a UserError unless each named field of `what`, set under the key `group`, is at least its number."""
-    for name, number in least.items():
+    for name, bound in least.items():
         value = getattr(what, name)
-        require(is_number(value) and value >= number, f"{group}.{name}", f"at least {number}", value)
+        require(is_number(value) and value >= bound, f"{group}.{name}", f"at least {bound}", value)
 
 
 def require_empty(folder: Path, what: str) -> None:

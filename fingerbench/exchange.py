@@ -23,6 +23,7 @@ from fingerbench import card
 from fingerbench.errors import (
     DamagedError,
     UserError,
+    is_whole,
     one_line,
     require,
     require_empty,
@@ -32,9 +33,8 @@ from fingerbench.errors import (
     writing,
 )
 from fingerbench.files import write_json
-from fingerbench.housekeeping import RESERVED
 from fingerbench.manifest import versions
-from fingerbench.store import PAYLOAD, RECORD, Spec, Store, Stored, family, key_of
+from fingerbench.store import NOT_KINDS, PAYLOAD, RECORD, Spec, Store, Stored, key_of, with_needs
 from fingerbench.store import SCHEMA as STORE_SCHEMA
 from fingerbench.untrusted import parse_json
 
@@ -68,7 +68,7 @@ def chosen(bench: Bench, model: str | None = None) -> list[Spec]:
     """
     if model is None:
         wanted: list[Spec] = [*bench.models.values(), *bench.fingerprint_spec.needs()]
-        specs = list({spec.key: spec for spec in [*wanted, *family(wanted).values()]}.values())
+        specs = list({spec.key: spec for spec in [*wanted, *with_needs(wanted).values()]}.values())
     elif model in bench.models:
         specs = [bench.models[model]]
     else:
@@ -209,9 +209,9 @@ def _checked_index(content: bytes, named: str) -> dict[str, Any]:
         raise _refused(named, f"{INDEX} has no files")
     for name, facts in files.items():
         match = FILE.fullmatch(name)
-        if name != CARD and (match is None or match[1] in RESERVED):
+        if name != CARD and (match is None or match[1] in NOT_KINDS):
             raise _refused(named, f"{INDEX} names {name!r}, which no store has")
-        sound = isinstance(facts, dict) and type(facts.get("bytes")) is int and isinstance(facts.get("sha256"), str)
+        sound = isinstance(facts, dict) and is_whole(facts.get("bytes")) and isinstance(facts.get("sha256"), str)
         if not sound:
             raise _refused(named, f"{INDEX} does not give size and sha256 of {name}")
     return files

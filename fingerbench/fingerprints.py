@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from fingerbench import files
-from fingerbench.errors import UserError, one_line
+from fingerbench.errors import UserError, is_whole, one_line
 from fingerbench.records import Fingerprint
 from fingerbench.untrusted import content, parse_json, parse_tensors
 
@@ -75,7 +75,7 @@ def _fingerprint(state: dict[str, torch.Tensor], metadata: Mapping[str, str]) ->
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_whole(value) and value >= 0
 
 
 def _require(condition: bool, expected: str, got: object) -> None:

@@ -29,14 +29,14 @@ from typing import Any
 
 from fingerbench import config, status
 from fingerbench.errors import DamagedError, UserError, one_line, require, require_schema, writing
+from fingerbench.manifest import MANIFEST, SCHEMA
 from fingerbench.status import STATUS
-from fingerbench.store import RECORD, Spec, Store, Stored, family
+from fingerbench.store import NOT_KINDS, RECORD, Spec, Store, Stored, with_needs
 from fingerbench.untrusted import parse_json
+from fingerbench.zoo.table import MIRROR
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-RESERVED = ("checkpoints", "damaged", "data", "drafts", "locks")  # folders of a store that are no kind of artefact
 KEY = re.compile(r"[0-9a-f]{64}")
 LONGER = 1.2  # times the duration of a lease, after which one that nobody renewed is nobody's
 MEASURED = ("accuracy", "agreement", "fid", "response")  # kinds that go with what they were measured of
@@ -56,7 +56,7 @@ class Entry:
     def family(self) -> str:
         """The attack of a model or of who answered, the design of a GAN, the name of a method or an evasion."""
         label = str(self.record["label"]) if self.record else "?"
-        return label.removeprefix("mirror/").partition("/")[0].partition(" ")[0]
+        return label.removeprefix(MIRROR).partition("/")[0].partition(" ")[0]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def entries(store: Store) -> list[Entry]:
 
 def _folders(store: Store) -> list[Path]:
     require(store.root.is_dir(), "store", "the folder of a store", str(store.root))
-    kinds = [path for path in store.root.iterdir() if path.is_dir() and path.name not in RESERVED]
+    kinds = [path for path in store.root.iterdir() if path.is_dir() and path.name not in NOT_KINDS]
     return sorted(path for kind in kinds for path in kind.iterdir() if KEY.fullmatch(path.name) and path.is_dir())
 
 
@@ -276,7 +276,7 @@ def needed(text: str, words: Sequence[str] = ()) -> set[str]:
     """
     if Path(text).is_dir() or "=" not in text:
         return _of_folder(Path(text), words)
-    return set(family(plan([*words, *shlex.split(text)])))
+    return set(with_needs(plan([*words, *shlex.split(text)])))
 
 
 def plan(words: Sequence[str]) -> list[Spec]:
@@ -300,7 +300,7 @@ def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:
     parts |= {path: [_begun(path)] for path in begun}
     for commands, path in {tuple(_joined(each, words)): path for path, each in parts.items()}.items():
         try:
-            keys |= set(family(plan(commands)))
+            keys |= set(with_needs(plan(commands)))
         except UserError as error:
             hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
             if str(error) in (job.error for job in status.read(path.parent)):
@@ -320,8 +320,6 @@ def _begun(path: Path) -> str:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    from fingerbench.manifest import SCHEMA
-
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -381,7 +379,7 @@ def remove(store: Store, items: Iterable[Item]) -> list[Item]:
 
 def _take_away(store: Store, item: Item) -> None:
     """Delete an item; an artefact is moved away first, so that nobody ever sees a part of one."""
-    if item.path.parent.name in RESERVED:
+    if item.path.parent.name in NOT_KINDS:
         _delete(item.path)
         return
     aside = store.root / "drafts" / f"{item.key}-{os.getpid()}-gc"

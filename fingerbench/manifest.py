@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+MANIFEST, SCHEMA = "manifest.json", 1
 PACKAGES = ("fingerbench", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pandas", "scikit-learn")
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PAYLOAD, RECORD = "payload.safetensors", "record.json"
+NOT_KINDS = ("checkpoints", "damaged", "data", "drafts", "locks")  # folders of a store that are no kind of artefact
 LOCKS = ("flock", "lease")
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says where there is none
 LEASE_S = 60.0  # after which a lease that nobody renewed may be taken; its holder renews it three times as often
@@ -110,7 +111,7 @@ class Stored(Spec):
         return hash(self.key)
 
 
-def family(specs: Iterable[Spec]) -> dict[str, Spec]:
+def with_needs(specs: Iterable[Spec]) -> dict[str, Spec]:
     """Return `specs` and everything they need, by key."""
     known: dict[str, Spec] = {}
     todo = list(specs)

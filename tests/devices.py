@@ -7,6 +7,7 @@ import pytest
 import torch
 from standin import OTHERS
 from torch import nn
+from toygans import DESIGNS
 
 from fingerbench import config
 from fingerbench.bench import Bench
@@ -17,7 +18,7 @@ from fingerbench.zoo.train import Recipe
 os.environ |= CUBLAS  # before cuBLAS starts: fix_order asks for it
 
 CPU = torch.device("cpu")
-GANS = ("wgan_gp", "sagan", "logan", "contragan", "icrgan", "reacgan")
+GANS = tuple(DESIGNS)
 RECIPE = Recipe(epochs=10, batch=32, lr=0.005, momentum=0.9, weight_decay=5e-4, schedule="cosine")
 SETTINGS = [
     f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]",
@@ -53,7 +54,7 @@ def block(inputs, outputs):
     return nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)
 
 
-def blank():
+def small_net():
     """A network in which rounding errors grow slowly: at this rate 1e-6 of the weights moves no loss by 0.01.
 
     VGG9 at four times the rate has losses moved by 0.1 and more by 1e-7 of its weights.

@@ -102,7 +102,7 @@ def test_a_model_of_the_store_goes_on_and_counts_what_it_took_before(tmp_path, m
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     close = train._Epoch.close
     with monkeypatch.context() as patch:
-        patch.setattr(train._Epoch, "close", lambda self: 1 / 0 if self.bench.losses else close(self))
+        patch.setattr(train._Epoch, "close", lambda self: 1 / 0 if self.workbench.losses else close(self))
         with pytest.raises(ZeroDivisionError):
             spec.make(workshop)
     file = workshop.store.checkpoint(spec)

@@ -241,7 +241,7 @@ def test_clocks_an_hour_apart_take_nobodys_lease(whole, tmp_path, ledger):
     outputs = [finish(here), finish(there)]
     assert scores(tmp_path / "a") == scores(tmp_path / "b") == whole[1]
     assert not any("died" in output or "damaged" in output for output in outputs)
-    ledger("clocks an hour apart, soft locks", 1, 1, lost(inventory(whole[0]), store))
+    ledger("clocks an hour apart, leases", 1, 1, lost(inventory(whole[0]), store))
 
 
 def test_a_stale_lease_is_taken_over(whole, tmp_path, ledger):
@@ -262,7 +262,7 @@ def test_a_stale_lease_is_taken_over(whole, tmp_path, ledger):
     began = time.monotonic()
     finish(start(["run.py"], *words(store, tmp_path / "run"), "locks=lease"))
     assert scores(tmp_path / "run") == whole[1] and victim.is_dir()
-    ledger(f"stale lock of a dead host, taken after {time.monotonic() - began:.0f} s", 1, 1, 0)
+    ledger(f"lease of a dead host, taken after {time.monotonic() - began:.0f} s", 1, 1, 0)
 
 
 def test_a_training_that_diverges_is_named_and_never_stored(whole, tmp_path, ledger):

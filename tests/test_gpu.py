@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from conftest import METHODS, KilledError, slow_but
-from devices import CPU, GANS, RECIPE, blank, block, made, opened, others, shop
+from devices import CPU, GANS, RECIPE, block, made, opened, others, shop, small_net
 from standin import CUDA, NO_GPU
 from torch import nn
 from torch.nn import functional as F
@@ -57,7 +57,7 @@ def test_answers_are_float32_though_convolutions_may_round(device):
 
 def plain_losses(images, augment):
     """Return the losses of the epochs that `fit` should meet, from a loop of its own on the CPU, five batches each."""
-    model, generator = blank().train(), torch.Generator().manual_seed(1)
+    model, generator = small_net().train(), torch.Generator().manual_seed(1)
     sgd = torch.optim.SGD(model.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=5e-4, nesterov=True)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 50)
     losses = []
@@ -79,7 +79,7 @@ def test_training_meets_the_same_losses(store, device):
     images = type(bench.data.a)(bench.data.a.x[:160], bench.data.a.y[:160])
     bound = images.to(device)
     workbench = Workbench(device, False, augment, torch.Generator().manual_seed(1), bench.data.task)
-    fit(blank(), bound.x, lambda outputs, _x, index: F.cross_entropy(outputs, bound.y[index]), RECIPE, workbench)
+    fit(small_net(), bound.x, lambda outputs, _x, index: F.cross_entropy(outputs, bound.y[index]), RECIPE, workbench)
     expected = plain_losses(images, augment)
     assert len(workbench.losses) == 10 and expected[-1] < expected[0] - 0.5
     torch.testing.assert_close(workbench.losses[:1], expected[:1], rtol=1e-3, atol=1e-3)
@@ -96,11 +96,11 @@ def test_a_killed_training_goes_on_on_either_device(name, tmp_path, monkeypatch)
     def losses(device, file):
         generator = torch.Generator().manual_seed(1)
         workbench = Workbench(device, False, augment, generator, bench.data.task, checkpoint=Checkpoint(file))
-        supervise(blank(), images.to(device), RECIPE, workbench)
+        supervise(small_net(), images.to(device), RECIPE, workbench)
         return workbench.losses
 
     def die(epoch):
-        if len(epoch.bench.losses) == 3:
+        if len(epoch.workbench.losses) == 3:
             raise KilledError
         return close(epoch)
 

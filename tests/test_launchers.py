@@ -146,7 +146,7 @@ def test_lost_jobs_are_counted_and_a_refusal_is_one_line(tmp_path):
 def test_a_sweep_without_scores_says_where_its_tables_are(tmp_path, caplog):
     caplog.set_level("INFO")
     (tmp_path / "sweep.json").write_text('{"schema": 1, "jobs": []}')
-    sweep.Report.running = tmp_path
+    sweep.Sweep.running = tmp_path
     sweep.finish()
     assert [record.message for record in caplog.records] == [
         f"tables and figures: in the folder of each job, such as {tmp_path / '0'}"

@@ -20,7 +20,7 @@ from fingerbench.errors import UserError
 from fingerbench.exchange import export_to
 from fingerbench.nets import final_layer, network
 from fingerbench.ops import predict
-from fingerbench.store import family
+from fingerbench.store import with_needs
 from fingerbench.zoo.given import Given, digest
 from fingerbench.zoo.table import Zoo
 from fingerbench.zoo.train import Recipe, Scratch, Workbench, supervise
@@ -189,7 +189,7 @@ def test_keys_without_given_weights_are_what_they_were(here):
     given = zoo(Given(digest({"w": torch.ones(1)}), "anywhere"))
     assert given.original().key != plain.original().key
     assert given.trained("mirror/source", "resnet18", "B") == plain.trained("mirror/source", "resnet18", "B")
-    specs = family(fb.open(*TINY, "attack=all", "method=metafinger").plan())
+    specs = with_needs(fb.open(*TINY, "attack=all", "method=metafinger").plan())
     assert len(specs) > 60 and not any("Given" in json.dumps(spec.identity()) for spec in specs.values())
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from devices import CPU, RECIPE, blank, block, opened
+from devices import CPU, RECIPE, block, opened, small_net
 from standin import NO_GPU
 from torch import nn
 from torch.nn import functional as F
@@ -115,7 +115,7 @@ def test_a_compiled_network_learns_the_same(tmp_path):
     for compiled in (False, True):
         generator = torch.Generator().manual_seed(1)
         workbench = Workbench(device, False, Augment(2, True), generator, bench.data.task, compiled=compiled)
-        supervise(blank(), images, RECIPE, workbench)
+        supervise(small_net(), images, RECIPE, workbench)
         losses.append(workbench.losses)
     torch.testing.assert_close(*losses, rtol=0.02, atol=0.01)
 

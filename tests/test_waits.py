@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import slow_but
-from devices import CPU, GANS, RECIPE, blank, made, opened, shop
+from devices import CPU, GANS, RECIPE, made, opened, shop, small_net
 from standin import Waits, standin
 
 from fingerbench.data.augment import Augment
@@ -50,7 +50,7 @@ def test_no_step_of_a_training_waits_for_the_gpu(tmp_path):
         rows = slice(batches * 4)
         images = type(bench.data.a)(bench.data.a.x[rows], bench.data.a.y[rows]).to(device)
         workbench = Workbench(device, False, Augment(2, True), torch.Generator(), bench.data.task)
-        supervise(blank(), images, replace(RECIPE, epochs=1, batch=4), workbench)
+        supervise(small_net(), images, replace(RECIPE, epochs=1, batch=4), workbench)
 
     few, many = waited(epoch, 2, 5)
     assert few == many > 0  # an epoch does

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fingerbench.data.folder import read_folder, spaced
 from fingerbench.data.splits import split
-from fingerbench.errors import UserError, require
+from fingerbench.errors import UserError, is_whole, require
 from fingerbench.records import Dataset, Images
 from fingerbench.task import Classification
 
@@ -44,7 +44,7 @@ class Cifar10:
         Raises:
             UserError: files that are missing or damaged.
         """
-        sound = self.transfer is None or (isinstance(self.transfer, int) and self.transfer > 0)
+        sound = self.transfer is None or (is_whole(self.transfer) and self.transfer > 0)
         require(sound, "data.transfer", "null or a number of images", self.transfer)
         from fingerbench.vision import torchvision
 

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from fingerbench import config, files, status
 from fingerbench.api import Fingerprinter
-from fingerbench.errors import LONGEST, UserError, one_line, require, require_empty, writing
+from fingerbench.errors import LONGEST, UserError, is_whole, one_line, require, require_empty, writing
 from fingerbench.evaluate import gates, metrics, report
 from fingerbench.fingerprints import read_fingerprint
+from fingerbench.manifest import MANIFEST
 from fingerbench.ops import eight_bit
 from fingerbench.records import Fingerprint
 from fingerbench.untrusted import content
@@ -35,7 +36,6 @@ ANSWERS = "answers.csv"
 QUERY = "query"  # its column of file names
 LABEL = "label"  # that of a method with access to labels; one with access to outputs has columns 0, 1, ...
 SMALLEST = 8  # pixels; what is smaller is no image, such as the features of a regression
-DIGITS = 12  # of scores that are compared: runs of before stored no more
 ROUNDING = 0.0051  # of a probability, as an API that answers with two decimals does it
 
 
@@ -159,7 +159,7 @@ class Case:
         if (responses["answers"] == responses["answers"][:1]).all() and len(self.fingerprint) > 1:
             log.warning("answers: all %d are the same; does the API see the images?", len(self.fingerprint))
         score, *known = map(self._score, responses.values())
-        ranked = self.scores.assign(score_8bit=self.scores["score_8bit"].round(DIGITS))
+        ranked = self.scores.assign(score_8bit=self.scores["score_8bit"].round(metrics.DIGITS))
         sides = metrics.sides(ranked, "score_8bit")
         highest = ranked["score_8bit"].groupby(metrics.origins(ranked)).max().astype(float)
         same = highest.index.str.startswith("same-half/")
@@ -173,7 +173,7 @@ class Case:
 
     def _score(self, responses: Tensor) -> float:
         try:
-            return round(self.method.similarity(self.fingerprint, responses), DIGITS)
+            return round(self.method.similarity(self.fingerprint, responses), metrics.DIGITS)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:  # a state that is not this method's
             raise UserError(f"the fingerprint is none of this method ({one_line(error)}); run it again") from error
 
@@ -257,7 +257,7 @@ def case(run: Path | str, *words: str) -> Case:
     asked = int(found.scores["queries"].iloc[0])
     require(len(fingerprint) == asked, f"{folder}: fingerprint.safetensors", f"{asked} queries", len(fingerprint))
     require(asked > 0, str(folder), "a run whose method found queries", fingerprint.note)
-    method, outputs, given = _judge(folder / "manifest.json", words)
+    method, outputs, given = _judge(folder / MANIFEST, words)
     findings = gates.read(folder)
     zoo = "" if findings["holds"].all() else gates.complaint(findings)
     return Case(method, fingerprint, found.scores, outputs, zoo, given)
@@ -272,8 +272,8 @@ def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int, bool]:
         name = str(settings["name"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: does not say which method it ran ({one_line(error)}); run it again") from error
-    sound = isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0
-    require(sound, str(path), "the number of outputs, as runs have it from now on: run its command again", outputs)
+    expected = "the number of outputs, as runs have it from now on: run its command again"
+    require(is_whole(outputs) and outputs > 0, str(path), expected, outputs)
     try:
         return _method(name, settings, words), outputs, given
     except UserError as error:

@@ -26,6 +26,7 @@ from fingerbench.evaluate import metrics, plots, report, tables
 from fingerbench.evaluate.run import cost, describe, scores
 from fingerbench.evaluate.specs import FingerprintSpec, ResponseSpec
 from fingerbench.files import write_json
+from fingerbench.manifest import MANIFEST
 from fingerbench.store import Spec
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def perform(settings: DictConfig, words: Sequence[str], folder: Path) -> Page:
             "experiment": name,
             "cells": [cell.command for cell in every],
         }
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / MANIFEST, manifest)
         _write_scores(experiment, every, folder / "cells.csv")
     show(drawn)
     log.info("tables and figures: %s", folder)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fingerbench import config
 from fingerbench.errors import UserError, is_number, one_line, require, writing
+from fingerbench.evaluate.metrics import DIGITS
 from fingerbench.evaluate.specs import AgreementSpec
 from fingerbench.untrusted import content
 from fingerbench.zoo.table import SOURCE
@@ -83,7 +84,7 @@ class Gates:
         learners = {SOURCE: _by_name(facts, "accuracy")[SOURCE], **surrogates}
         learnt = ((name, "learnt", value, 1 - self.learnt * (1 - guess)) for name, value in learners.items())
         every = (*learnt, *self._kept(facts), *self._independent(facts), *self._pairs(facts))
-        rows = ((name, gate, round(value, 12), round(limit, 12)) for name, gate, value, limit in every)
+        rows = ((name, gate, round(value, DIGITS), round(limit, DIGITS)) for name, gate, value, limit in every)
         return pd.DataFrame([(*row, GATES[row[1]][0](*row[2:])) for row in rows], columns=list(COLUMNS))
 
     def _kept(self, facts: DataFrame) -> Iterator[Finding]:
@@ -257,7 +258,7 @@ def summary(findings: DataFrame) -> str:
 
 def _apart(value: float, limit: float) -> tuple[str, str]:
     """Return both with three decimals, or as many more as it takes to tell them apart; equal ones need none."""
-    for decimals in range(3, 13):  # findings have twelve
+    for decimals in range(3, DIGITS + 1):  # findings have no more
         texts = f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
         if value == limit or texts[0] != texts[1]:
             break

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from fingerbench import config
 from fingerbench.errors import UserError
+from fingerbench.manifest import MANIFEST
 from fingerbench.status import why
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ def read(folder: Path) -> Record:
                 losses.setdefault(row["name"], []).append(float(row["loss"]))
     figures = sorted([*folder.glob("*.png"), *folder.glob("figures/*.png")])
     return Record(
-        settings=dict(_flat(_json(folder / "manifest.json").get("config", {}))),
+        settings=dict(_flat(_json(folder / MANIFEST).get("config", {}))),
         numbers={name: value for name, value in numbers if type(value) in (int, float)},
         figures={path.stem: path for path in figures},
         losses=losses,

@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], float]
 
 AXES = ("finetune", "prune", "noise", "adversarial", "distill", "knockoff")  # of `abp`; default: not published
+DIGITS = 12  # after the point, of scores that are compared: 0.62 + 0.63 + 0.64 must tie with 0.63 + 0.63 + 0.63
 SNAP = 1e-9  # a number this close to a multiple of 0.01 is meant to be it: 0.29 and 29/100 may differ in the last bit
 
 

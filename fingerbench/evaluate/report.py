@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fingerbench import manifest as manifests
 from fingerbench import status
 from fingerbench.errors import UserError, is_number, one_line, require_schema
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.curves import aruc_panels, comparison_figure, curve_points
+from fingerbench.manifest import MANIFEST, SCHEMA
 from fingerbench.untrusted import content, parse_json
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
 def load(folder: Path) -> Run:
     """Read scores.csv, metrics.json and manifest.json of one run; UserError if one is missing, damaged or at odds."""
     scores = read_scores(folder / "scores.csv")
-    results, manifest = read_json(folder / "metrics.json"), read_json(folder / "manifest.json")
+    results, manifest = read_json(folder / "metrics.json"), read_json(folder / MANIFEST)
     remedy = "make the report with that version, or leave the folder out"
     try:
         schema = results.get("schema", metrics.SCHEMA)
@@ -154,13 +154,13 @@ def load(folder: Path) -> Run:
     if not same:
         raise _damaged(folder / "metrics.json", "not the metrics of scores.csv beside it")
     try:
-        schema = manifest.get("schema", manifests.SCHEMA)
-        require_schema(folder / "manifest.json", schema, manifests.SCHEMA, remedy)
+        schema = manifest.get("schema", SCHEMA)
+        require_schema(folder / MANIFEST, schema, SCHEMA, remedy)
         time = datetime.datetime.fromisoformat(manifest["time"])
         models = manifest.get("store", {}).get("suspects")
         digest = _digest(json.dumps(models, sort_keys=True)) if models else ""
     except _MALFORMED as error:
-        raise _damaged(folder / "manifest.json", f"not the manifest of a run ({one_line(error)})") from error
+        raise _damaged(folder / MANIFEST, f"not the manifest of a run ({one_line(error)})") from error
     return Run(folder, scores, row, time if time.tzinfo else time.replace(tzinfo=datetime.UTC), digest)
 
 

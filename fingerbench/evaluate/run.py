@@ -16,11 +16,11 @@ from fingerbench.errors import writing
 from fingerbench.evaluate import gates, plots, tables
 from fingerbench.evaluate.curves import aruc_figure, caption_of
 from fingerbench.evaluate.images import query_grid
-from fingerbench.evaluate.metrics import SCHEMA, summary
+from fingerbench.evaluate.metrics import DIGITS, SCHEMA, summary
 from fingerbench.evaluate.specs import fingerprint_of, judge_of, summary_of
 from fingerbench.files import write_json
 from fingerbench.fingerprints import write_fingerprint
-from fingerbench.manifest import manifest
+from fingerbench.manifest import MANIFEST, manifest
 from fingerbench.records import Fingerprint, Suspect
 from fingerbench.store import Artefact, Spec
 
@@ -67,7 +67,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
             draw_gan(bench.store.load(fid), folder / "figures")
         made, peaks = _made(bench)
         seconds = {"build": built - began, "score": time.perf_counter() - built, "made": made}
-        write_json(folder / "manifest.json", describe(bench, seconds=seconds, peak_mib=peaks))
+        write_json(folder / MANIFEST, describe(bench, seconds=seconds, peak_mib=peaks))
     title = f"{tables.title(bench.settings.label, bench.settings.evasion.name)} on {bench.settings.data.name}"
     tables.show(tables.results(metrics, title), width=100)
     log.info("files and figures: %s", folder)
@@ -115,7 +115,7 @@ def _mean(judge: Callable[[Fingerprint, Tensor], float], fingerprint: Fingerprin
     if len(answers) == 1:
         return judge(fingerprint, answers[0])
     total = sum(judge(fingerprint, drawn) for drawn in answers)
-    return round(total / len(answers), 12)  # 0.62 + 0.63 + 0.64 must tie with 0.63 + 0.63 + 0.63
+    return round(total / len(answers), DIGITS)
 
 
 def _identity(bench: Bench, suspect: Suspect) -> dict[str, Any]:

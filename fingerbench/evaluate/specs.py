@@ -24,6 +24,7 @@ from fingerbench.api import Access, Fingerprinter
 from fingerbench.cost import MethodOutline, Sizes, Work, method_work, passes
 from fingerbench.errors import LONGEST, ContractError, NoQueriesError, UserError
 from fingerbench.evaluate.evasions import Evasion
+from fingerbench.evaluate.metrics import DIGITS
 from fingerbench.gans.spec import GanSpec
 from fingerbench.ops import eight_bit, predict, without_trials
 from fingerbench.records import Fingerprint, Setting, require_images
@@ -131,12 +132,12 @@ class FingerprintSpec(Spec):
 def judge_of(name: str, method: Fingerprinter) -> Callable[[Fingerprint, Tensor], float]:
     """Return the `similarity` of the method `name`.
 
-    It raises a UserError where that is no number in [0, 1], to the 12 digits that scores have.
+    It raises a UserError where that is no number in [0, 1], but for what lies beyond the digits that count.
     """
 
     def judge(fingerprint: Fingerprint, answers: Tensor) -> float:
         score: Any = method.similarity(fingerprint, answers)
-        sound = isinstance(score, Real) and not isinstance(score, bool) and 0 <= round(float(score), 12) <= 1
+        sound = isinstance(score, Real) and not isinstance(score, bool) and 0 <= round(float(score), DIGITS) <= 1
         if not sound:
             raise _misbehaved(name, method, f"similarity: expected a number in [0, 1]; got {_told(score)}")
         return min(max(float(score), 0.0), 1.0)

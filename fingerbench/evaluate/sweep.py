@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 ALL_ENDED = -1.0  # a job that does not say it is done is lost: at the end of the only sweep in its folder
 
 
-class Report(Callback):
+class Sweep(Callback):
     """What Hydra calls around the jobs of `python run.py -m`, whichever launcher runs them."""
 
     running: ClassVar[Path | None] = None
@@ -30,9 +30,9 @@ class Report(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note the folder of the sweep, and list its jobs there."""
-        Report.running = Path(config.hydra.sweep.dir)
+        Sweep.running = Path(config.hydra.sweep.dir)
         with suppress(OSError):  # Hydra writes there next, and then `run.py` says what is the matter
-            Report.lost_s = ALL_ENDED if status.announce(config) else status.LOST_S
+            Sweep.lost_s = ALL_ENDED if status.announce(config) else status.LOST_S
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Compare the runs."""
@@ -41,11 +41,11 @@ class Report(Callback):
 
 def finish() -> None:
     """Write the comparison of the runs of the sweep, if there is one, into its folder `report`; print the tables."""
-    folder, Report.running = Report.running, None
+    folder, Sweep.running = Sweep.running, None
     if folder is None:
         return
     try:
-        undone = [job for job in status.read(folder, Report.lost_s) if job.state != "done"]
+        undone = [job for job in status.read(folder, Sweep.lost_s) if job.state != "done"]
     except UserError as error:
         log.warning("%s", error)
         undone = []
@@ -61,7 +61,7 @@ def finish() -> None:
 
 def way_on() -> str:
     """Return what to do after an interruption: jobs that were submitted go on without the process of their sweep."""
-    folder = Report.running
+    folder = Sweep.running
     if folder is None or not (folder / ".submitit").is_dir():
         return "the same command goes on where it was"
     return f"and jobs that were submitted go on: see python -m fingerbench status {shlex.quote(str(folder))}"
@@ -72,7 +72,7 @@ def _compare(folder: Path) -> bool:
     from fingerbench.evaluate import report, tables
 
     try:
-        done = report.report([folder], folder / "report", Report.lost_s)
+        done = report.report([folder], folder / "report", Sweep.lost_s)
     except UserError as error:  # such as a sweep over data sets, which no one table can hold
         log.warning("no comparison of the whole sweep: %s", error)
         return False

@@ -37,7 +37,7 @@ class GanSpec(Spec):
     @property
     def label(self) -> str:
         """The kind of GAN."""
-        return type(self.design).__module__.rpartition(".")[2]
+        return self.design.kind
 
     def work(self, sizes: Sizes) -> Work:
         """Return all steps; each image of a batch takes its share of one, the discriminator's included."""

@@ -169,7 +169,7 @@ class ModelSpec(Spec):
         """Return the model and its mean loss in each epoch."""
         compiled = pick_compiled(workshop.compiled, workshop.device, self.architecture)
         with seeded(self.seed) as generator:
-            bench = Workbench(
+            workbench = Workbench(
                 workshop.device,
                 autocast,
                 self.augment,
@@ -179,12 +179,12 @@ class ModelSpec(Spec):
                 compiled=compiled,
                 checkpoint=checkpoint,
             )
-            model = self.attack.make(self.variant, self._scene(workshop, bench, victim))
+            model = self.attack.make(self.variant, self._scene(workshop, workbench, victim))
         self._require_fit(model, workshop.data.shape)
         values = (value for value in model.state_dict().values() if value.is_floating_point())
         if not all(bool(value.isfinite().all()) for value in values):
             raise DivergedError("weights that are not finite")
-        return model, bench.losses
+        return model, workbench.losses
 
     def _require_fit(self, model: object, shape: tuple[int, int, int]) -> None:
         """Raise a UserError unless `model`, which the attack made, is one of the architecture: none else is loaded."""
@@ -195,11 +195,11 @@ class ModelSpec(Spec):
             wrong = misfit(self._blank(shape), model.state_dict())
             require(not wrong, what, f"{expected}, with its weights' names and shapes", wrong)
 
-    def _scene(self, workshop: Workshop, bench: Workbench, victim: nn.Module | None) -> Scene:
+    def _scene(self, workshop: Workshop, workbench: Workbench, victim: nn.Module | None) -> Scene:
         data, device = workshop.data, workshop.device
         copied = copy.deepcopy(victim).requires_grad_(True) if victim is not None else None
         return Scene(
-            bench,
+            workbench,
             partial(self.network, data.shape),
             copied,
             data.half(self.half).to(device),

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from fingerbench.errors import UserError, require
+from fingerbench.errors import UserError, is_whole, require
 from fingerbench.records import Half
 from fingerbench.zoo.model import Attack, ModelSpec
 from fingerbench.zoo.table import Zoo
 
-Specs = tuple[tuple[ModelSpec, ...], tuple[ModelSpec, ...]]
-"""The positive surrogates, the source first, and the negative ones."""
+
+class Pair(NamedTuple):
+    """The surrogates of a zoo."""
+
+    positives: tuple[ModelSpec, ...]  # the source first
+    negatives: tuple[ModelSpec, ...]
 
 
 class Surrogates(Protocol):
     """A plan: which surrogates there are."""
 
-    def specs(self, zoo: Zoo) -> Specs:
+    def specs(self, zoo: Zoo) -> Pair:
         """Return what to make in a zoo. Names, and so seeds, are no suspect's.
 
         What derives from an independent model follows it: a method may hold out the last third of each kind to
@@ -45,13 +49,13 @@ class Shared:
     def __post_init__(self) -> None:
         _require_halves(self.halves, self.scratch)
 
-    def specs(self, zoo: Zoo) -> Specs:
+    def specs(self, zoo: Zoo) -> Pair:
         """Return the source and its students; the independent models, each followed by its students."""
         source, independent = zoo.original(), _independent(zoo, self.scratch, self.halves)
         positives = (source, *self._students(zoo, "positive", self.positives, [source]))
         students = [*self._students(zoo, "negative-distilled", self.distilled, independent[: len(self.halves)])]
         negatives = ((model, *(s for s in students if s.parent == model)) for model in independent)
-        return positives, tuple(chain.from_iterable(negatives))
+        return Pair(positives, tuple(chain.from_iterable(negatives)))
 
     def _students(
         self, zoo: Zoo, sign: str, architectures: Sequence[str], teachers: Sequence[ModelSpec]
@@ -86,15 +90,16 @@ class Augmented:
             ("negatives", self.negatives, 1, len(self.scratch)),
             ("factor", self.factor, 0, len(self.copies)),
         ):
-            sound = value is None or (isinstance(value, int) and least <= value <= most)
+            sound = value is None or (is_whole(value) and least <= value <= most)
             require(sound, f"surrogates.{key}", f"null or a whole number from {least} to {most}", value)
 
-    def specs(self, zoo: Zoo) -> Specs:
+    def specs(self, zoo: Zoo) -> Pair:
         """Return the source and its copies; each independent model, followed by its copies."""
         source, independent = zoo.original(), _independent(zoo, self.scratch[: self.negatives], self.halves)
         copies = self.copies[: self.factor]
-        negatives = [spec for model in independent for spec in self._with_copies(zoo, model, model.name, copies)]
-        return tuple(self._with_copies(zoo, source, "surrogate/positive", self.positives)), tuple(negatives)
+        positives = self._with_copies(zoo, source, "surrogate/positive", self.positives)
+        negatives = (spec for model in independent for spec in self._with_copies(zoo, model, model.name, copies))
+        return Pair(tuple(positives), tuple(negatives))
 
     def _with_copies(self, zoo: Zoo, base: ModelSpec, name: str, variants: Sequence[str]) -> Iterator[ModelSpec]:
         yield base

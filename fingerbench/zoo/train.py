@@ -93,28 +93,30 @@ class Scratch:
         return supervise(scene.network(), scene.half, self.recipe, scene.workbench)
 
 
-def supervise(model: nn.Module, images: Images, recipe: Recipe, bench: Workbench, *, frozen: bool = False) -> nn.Module:
+def supervise(
+    model: nn.Module, images: Images, recipe: Recipe, workbench: Workbench, *, frozen: bool = False
+) -> nn.Module:
     """Train `model` against the truth of `images`, and return it. See `fit` for `frozen`."""
 
     def loss(outputs: Tensor, _x: Tensor, index: Tensor) -> Tensor:
-        return bench.task.loss(outputs, images.y[index])
+        return workbench.task.loss(outputs, images.y[index])
 
-    return fit(model, images.x, loss, recipe, bench, frozen=frozen)
+    return fit(model, images.x, loss, recipe, workbench, frozen=frozen)
 
 
-def answers(victim: nn.Module, images: Tensor, bench: Workbench) -> Callable[[Tensor, Tensor], Tensor]:
+def answers(victim: nn.Module, images: Tensor, workbench: Workbench) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the function (images, indices) -> outputs of the victim, float32.
 
     Without augmentation it is asked but once. Else it is asked in every step, on a GPU as fast as its student computes:
     whole float32 there takes several times as long. On a CPU it is whole float32.
     """
-    if bench.augment.identity:
+    if workbench.augment.identity:
         table = predict(victim, pixels(images))
         return lambda _x, index: table[index]
 
     def ask(x: Tensor, _index: Tensor) -> Tensor:
-        fast = bench.autocast and bench.device.type == "cuda"
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=fast):
+        fast = workbench.autocast and workbench.device.type == "cuda"
+        with torch.autocast(workbench.device.type, torch.bfloat16, enabled=fast):
             return predict(victim, x).float()
 
     return ask
@@ -125,7 +127,7 @@ def fit(
     images: Tensor,
     loss: Loss,
     recipe: Recipe,
-    bench: Workbench,
+    workbench: Workbench,
     *,
     frozen: bool = False,
     kept: Mapping[str, Any] | None = None,
@@ -144,13 +146,13 @@ def fit(
         RuntimeError: on a GPU, a step cannot be replayed.
         UserError: the checkpoint cannot be read, or not be written.
     """
-    model = model.to(bench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
-    recipe = replace(recipe, lr=recipe.lr * bench.caution)
-    optimizer = _sgd(model, recipe, bench.device)
-    forward = _compiled(model) if bench.compiled else model
+    model = model.to(workbench.device, memory_format=torch.channels_last).train(not frozen)  # type: ignore[call-overload]
+    recipe = replace(recipe, lr=recipe.lr * workbench.caution)
+    optimizer = _sgd(model, recipe, workbench.device)
+    forward = _compiled(model) if workbench.compiled else model
 
     def descend(x: Tensor, index: Tensor) -> Tensor:
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.autocast):
+        with torch.autocast(workbench.device.type, torch.bfloat16, enabled=workbench.autocast):
             outputs = forward(x)
         value = loss(outputs.float(), x, index)
         optimizer.zero_grad()
@@ -158,16 +160,16 @@ def fit(
         optimizer.step()
         return value.detach()
 
-    step = Replay(descend, bench.device, generators=[bench.generator])
-    checkpoint = Checkpoint() if bench.losses else bench.checkpoint
-    epoch = _Epoch(len(images), recipe.batch, bench)
-    state = {**(kept or {}), "model": model, "optimizer": optimizer, "epoch": epoch, "draws": _Draws(bench.device)}
-    began = checkpoint.resume(state, bench.generator)
+    step = Replay(descend, workbench.device, generators=[workbench.generator])
+    checkpoint = Checkpoint() if workbench.losses else workbench.checkpoint
+    epoch = _Epoch(len(images), recipe.batch, workbench)
+    state = {**(kept or {}), "model": model, "optimizer": optimizer, "epoch": epoch, "draws": _Draws(workbench.device)}
+    began = checkpoint.resume(state, workbench.generator)
     schedule = _schedule(optimizer, recipe, recipe.epochs * epoch.batches, began)
     places = _places(model)
     for done in range(began + 1, recipe.epochs * epoch.batches + 1):
         index = epoch.next()
-        x = bench.augment(pixels(images[index]), bench.generator)
+        x = workbench.augment(pixels(images[index]), workbench.generator)
         epoch.total += step(x.contiguous(memory_format=torch.channels_last), index)
         schedule.step()
         if not epoch.left:
@@ -177,37 +179,37 @@ def fit(
             if not math.isfinite(mean):
                 raise DivergedError(f"loss {mean} in epoch {done // epoch.batches} of {recipe.epochs}")
         if checkpoint.due():
-            checkpoint.write(done, state, bench.generator)
+            checkpoint.write(done, state, workbench.generator)
     return model.eval()
 
 
 class _Epoch:
     """The batches of one epoch after another, each in a new order, and the losses."""
 
-    def __init__(self, images: int, batch: int, bench: Workbench) -> None:
-        self.images, self.batches, self.bench = images, pieces(images, batch), bench
+    def __init__(self, images: int, batch: int, workbench: Workbench) -> None:
+        self.images, self.batches, self.workbench = images, pieces(images, batch), workbench
         self.left: list[Tensor] = []  # of this epoch, as indices into the images
-        self.total = torch.zeros((), device=bench.device)  # of the losses in this epoch
+        self.total = torch.zeros((), device=workbench.device)  # of the losses in this epoch
 
     def next(self) -> Tensor:
         if not self.left:
-            order = torch.randperm(self.images, generator=self.bench.generator)
-            self.left = list(order.to(self.bench.device).tensor_split(self.batches))
+            order = torch.randperm(self.images, generator=self.workbench.generator)
+            self.left = list(order.to(self.workbench.device).tensor_split(self.batches))
         return self.left.pop(0)
 
     def close(self) -> float:
         """Note the mean loss of the epoch, and return it."""
-        self.bench.losses.append(self.total.item() / self.batches)
+        self.workbench.losses.append(self.total.item() / self.batches)
         self.total.zero_()
-        return self.bench.losses[-1]
+        return self.workbench.losses[-1]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"left": self.left, "total": self.total, "losses": self.bench.losses}
+        return {"left": self.left, "total": self.total, "losses": self.workbench.losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.left = [index.to(self.bench.device) for index in state["left"]]
+        self.left = [index.to(self.workbench.device) for index in state["left"]]
         self.total.copy_(state["total"])
-        self.bench.losses[:] = state["losses"]
+        self.workbench.losses[:] = state["losses"]
 
 
 class _Draws:
