@@ -10,9 +10,10 @@ import numpy as np
 from fingerbench.evaluate import metrics, tables
 from fingerbench.evaluate.experiment import Cell
 from fingerbench.evaluate.panels import Panel
+from fingerbench.zoo.table import MIRROR, SOURCE
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # Yang, Wang, Wang, IJCAI 2022, and its code.
 METAFINGER = (
@@ -20,6 +21,15 @@ METAFINGER = (
     "one training set, while ours that are independent of the source see the other half; its numbers are means over 3 "
     "models a setting, and we have one."
 )
+
+SHORT = {  # the axes of `metrics.abp`, as tables and figures call them
+    "finetune": "FT",
+    "prune": "WP",
+    "noise": "WN",
+    "adversarial": "AT",
+    "distill": "distill",
+    "knockoff": "knockoff",
+}
 
 
 def averaged(cells: Sequence[Cell]) -> str:
@@ -64,6 +74,23 @@ def range_of(counts: Iterable[int]) -> str:
 
 def _queries(cell: Cell) -> int:
     return int(cell.scores["queries"].iloc[0])
+
+
+def aucs(scores: DataFrame) -> dict[str, float]:
+    """Return the AUC of each axis of `metrics.abp` whose family is in the scores of one run, by its short name.
+
+    It is NaN where the method found no query.
+    """
+    there = [family for family in metrics.AXES if family in set(scores["family"])]
+    if not (scores["queries"] > 0).all():
+        return dict.fromkeys((SHORT[f] for f in there), float("nan"))
+    negative = metrics.sides(scores)[1]
+    return {SHORT[f]: metrics.auc(metrics.sides(scores[scores["family"] == f])[0], negative) for f in there}
+
+
+def trained_alone(scores: DataFrame) -> Series:
+    """Tell which rows are of independent networks from random weights: `scratch`, and the mirror of the source."""
+    return (scores["family"] == "scratch") | (scores["suspect"] == MIRROR + SOURCE)
 
 
 def margins(cells: Sequence[Cell]) -> DataFrame:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import averaged, queries_of
-from experiments.freqgan_table1 import SHORT, aucs
+from experiments.common import SHORT, aucs, averaged, queries_of
 from fingerbench.evaluate import metrics
 from fingerbench.evaluate.captions import caption, incomparable
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment

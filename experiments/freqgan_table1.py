@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from experiments.common import over_seeds, queries_of
+from experiments.common import SHORT, aucs, over_seeds, queries_of, trained_alone
 from fingerbench.evaluate import metrics, tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -16,14 +16,6 @@ from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SHORT = {  # the axes of `metrics.abp`, as tables and figures call them
-    "finetune": "FT",
-    "prune": "WP",
-    "noise": "WN",
-    "adversarial": "AT",
-    "distill": "distill",
-    "knockoff": "knockoff",
-}
 # Liu and Zhong, IJCAI 2025, table 1, CIFAR-10, for those of our methods that it has.
 PAPER = {
     "ipguard": {"FT": 1.00, "WP": 1.00, "MEP": 0.60, "AVG": 0.78},
@@ -56,20 +48,7 @@ def as_in_paper(scores: DataFrame) -> DataFrame:
     positive = scores["pirated"].astype(bool)
     for family, variants in VARIANTS.items():
         positive &= (scores["family"] != family) | scores["variant"].isin(variants)
-    negative = (scores["family"] == "scratch") | (scores["suspect"] == "mirror/source")
-    return scores[positive | negative]
-
-
-def aucs(scores: DataFrame) -> dict[str, float]:
-    """Return the AUC of each axis of `metrics.abp` whose family is in the scores of one run, by its short name.
-
-    It is NaN where the method found no query.
-    """
-    there = [family for family in metrics.AXES if family in set(scores["family"])]
-    if not (scores["queries"] > 0).all():
-        return dict.fromkeys((SHORT[f] for f in there), float("nan"))
-    negative = metrics.sides(scores)[1]
-    return {SHORT[f]: metrics.auc(metrics.sides(scores[scores["family"] == f])[0], negative) for f in there}
+    return scores[positive | trained_alone(scores)]
 
 
 def means(values: Mapping[str, float]) -> dict[str, float]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SIDES = {True: "positive", False: "mirror"}
 
-
 PAPER = (  # the text on figure 5 of NaturalFinger (Yang et al. 2023)
     "In the paper the positives of MetaV and IPGuard fall to about 0, those of NaturalFinger and MetaFinger fall a "
     "little, and their mirrors rise a little."

@@ -18,7 +18,6 @@ LINES = {
 }
 BARS = {"finetune": ("fine-tuning", "last or all layers (L), re-initialised (R) or not (F)")}
 
-
 PAPER = (  # the text on figure 6 of NaturalFinger (Yang et al. 2023)
     "In the paper margins decline with the share removed, NaturalFinger's and MetaV's from about 0.90 at up to 0.7; "
     "under noise of a = 1 only NaturalFinger's exceeds 0.75; after fine-tuning all but MetaFinger's exceed 0.95."

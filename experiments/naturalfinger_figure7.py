@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 TITLES = {"distill": "distillation", "knockoff": "knockoff"}  # the latter in the paper's supplement
 MEAN = "mean"
 
-
 PAPER = (  # the text on figure 7 of NaturalFinger (Yang et al. 2023) and on its supplement
     "In the paper NaturalFinger's margins exceed 0.70 on all 15 architectures after either attack, and are about 1.00 "
     "after distillation on SE-ResNet18, VGG19_BN and Xception."

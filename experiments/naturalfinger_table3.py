@@ -20,9 +20,8 @@ TRICKS = {
     "method.input_transforms": "input transforms",
     "method.discriminator_loss": "discriminator loss",
 }
-PAPER: dict[
-    tuple[bool, ...], float
-] = {  # ARUC in table 3 of NaturalFinger (Yang et al. 2023), in its order; without error bars
+# ARUC in table 3 of NaturalFinger (Yang et al. 2023), in its order; without error bars.
+PAPER: dict[tuple[bool, ...], float] = {
     (False, False, False): 0.79,
     (True, False, False): 0.84,
     (False, True, False): 0.86,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from experiments.common import by_label, over_seeds, queries_of, scores_of, spread
+from experiments.common import by_label, over_seeds, queries_of, scores_of, spread, trained_alone
 from fingerbench.errors import require
 from fingerbench.evaluate import metrics, tables
 from fingerbench.evaluate.captions import caption
@@ -81,8 +81,7 @@ def _rows(cells: Sequence[Cell]) -> DataFrame:
 def _measures(scores: DataFrame) -> dict[str, float]:
     """Return what the scores of one run say, by the heading of its column; nothing of a run without a query."""
     stolen, other, same = _by_group(scores).values()
-    # `scratch` leaves the source's architecture to the mirror.
-    alone = scores[(scores["family"] == "scratch") | (scores["suspect"] == "mirror/source")]
+    alone = scores[trained_alone(scores)]
     pairs = alone.merge(scores[scores["group"] == SAME], on="arch")
     made = bool(scores["score"].notna().all())
     return {

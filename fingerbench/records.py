@@ -145,9 +145,8 @@ class Setting:
     budget: int  # number of queries asked for
     device: torch.device
     generator: torch.Generator  # on the CPU; the only source of randomness a method needs
-    autocast: bool = (
-        False  # whether gradients, which decide nothing, may be taken in bfloat16: on GPUs that compute in it
-    )
+    # Whether gradients, which decide nothing, may be taken in bfloat16: on GPUs that compute in it.
+    autocast: bool = False
 
     @property
     def classes(self) -> int:

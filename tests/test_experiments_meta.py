@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.freqgan_table1 import PAPER, SHORT
+from experiments.common import SHORT
+from experiments.freqgan_table1 import PAPER
 from experiments.metafinger_table1 import PAPER as CLEAN
 from fingerbench import bench as benches
 from fingerbench import config

@@ -123,7 +123,6 @@ def results(summary: Mapping[str, Any], title: str) -> Group:
 
 def comparison_tables(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
     """Return the totals, with intervals as text, the margins per family and the costs of `report.comparison`."""
-
     totals = table[["method", "seed"]].assign(queries=[f"{n:.4g}" for n in table["queries"]])
     totals["ARUC"], totals["AUC"] = (estimates(table, n, f"{n}_low", f"{n}_high") for n in ("aruc", "auc"))
     totals["TPR at 1 % FPR"], totals["TPR at 5 % FPR"] = table["tpr_at_1fpr"], table["tpr_at_5fpr"]
