@@ -30,7 +30,7 @@ from fingerbench.api import Fingerprinter
 from fingerbench.cost import Sizes, effort
 from fingerbench.data import check, digest
 from fingerbench.data.augment import Augment
-from fingerbench.errors import is_number, is_whole, require, unknown
+from fingerbench.errors import UserError, is_number, is_whole, one_line, require, unknown
 from fingerbench.evaluate.evasions import Evasion, try_out
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
@@ -117,7 +117,13 @@ class Bench:
     @_lent("data")
     def data(self) -> Dataset:
         """The data set, loaded and checked."""
-        dataset: Dataset = config.build(self.settings.data).load()
+        loader, name = config.build(self.settings.data), f"data={self.settings.data.name}"
+        try:
+            dataset: Any = loader.load()
+        except OSError as error:
+            what = f"{error.filename or 'its files'}: {error.strerror or one_line(error)}"
+            raise UserError(f"{name}: cannot read {what}; mend that, or choose others with data.*=...") from error
+        require(isinstance(dataset, Dataset), name, "`load` to return a fingerbench.records.Dataset", type(dataset))
         check(dataset)
         return dataset
 

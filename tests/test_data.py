@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+import fingerbench as fb
 from fingerbench import config
 from fingerbench.data import SPLITS, check, digest
 from fingerbench.data.augment import Augment
@@ -166,6 +168,22 @@ def test_splits_have_next_to_no_image_in_common(digits, one, other, caplog):
     assert f"the same images in two splits: {one} and {other} 10; leave copies out" in caplog.text
     with pytest.raises(UserError, match=f"{one} and {other}: expected different images; got 11 that are in both"):
         check(lent(11))
+
+
+@pytest.mark.parametrize(
+    ("load", "told"),
+    [
+        (lambda: None, "data=digits: expected `load` to return a fingerbench.records.Dataset; got"),
+        (
+            lambda: open("/nowhere/images.npz"),
+            r"data=digits: cannot read /nowhere/images.npz: No such file.*; mend that",
+        ),
+    ],
+)
+def test_a_data_set_that_does_not_load_is_told(monkeypatch, load, told):
+    monkeypatch.setattr("fingerbench.config.build", lambda node: SimpleNamespace(load=load))
+    with pytest.raises(UserError, match=told):
+        _ = fb.open("data=digits").data
 
 
 def test_augment_identity_passes_the_batch_and_draws_nothing():
