@@ -174,10 +174,7 @@ def test_splits_have_next_to_no_image_in_common(digits, one, other, caplog):
     ("load", "told"),
     [
         (lambda: None, "data=digits: expected `load` to return a fingerbench.records.Dataset; got"),
-        (
-            lambda: open("/nowhere/images.npz"),
-            r"data=digits: cannot read /nowhere/images.npz: No such file.*; mend that",
-        ),
+        (Path("/nowhere/x.npz").read_bytes, r"data=digits: cannot read /nowhere/x.npz: No such file.*; mend that"),
     ],
 )
 def test_a_data_set_that_does_not_load_is_told(monkeypatch, load, told):
