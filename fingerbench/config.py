@@ -39,18 +39,18 @@ LISTS = ("attack", "logger")
 GROUPS = (*SINGLE, *LISTS)
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the configuration for command-line `overrides` such as "method=ipguard".
+def compose(words: Sequence[str] = ()) -> DictConfig:
+    """Return the configuration for command-line `words` such as "method=ipguard".
 
     Raises:
         UserError: a name or key that does not exist, with the nearest that do.
     """
     with _hydra():
-        return _composed(overrides)
+        return _composed(words)
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Refuse command-line overrides that would not compose, each value of a sweep on its own.
+    """Refuse command-line words that would not compose, each value of a sweep on its own.
 
     Raises:
         UserError: the first that does not, in one line.
@@ -101,41 +101,41 @@ def _require_searchable(override: Override) -> None:
             require(same, str(theirs), expected, ours.stem)
 
 
-def _composed(overrides: Sequence[str], **more: Any) -> DictConfig:
+def _composed(words: Sequence[str], **more: Any) -> DictConfig:
     """Compose, but refuse what Hydra takes or refuses without a word of use.
 
     That is several choices of a group of which there is one, choices that are no names, such as null or 3, and folders
     to search of which it takes nothing.
     """
-    for override in _parsed(overrides):
+    for override in _parsed(words):
         _require_searchable(override)
         group, value = override.key_or_group, override.value()
         if group in GROUPS and not override.is_delete():
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str):
-                    raise unknown(group, "null" if name is None else str(name), options(group, overrides))
+                    raise unknown(group, "null" if name is None else str(name), options(group, words))
         if group in SINGLE and isinstance(value, list) and len(value) != 1:
             sweep = f", or {group}={','.join(map(str, value))} with -m for one run each" if value else ""
             raise UserError(f"{override.input_line}: expected one choice; got {len(value)}; give one{sweep}")
-    with _explained(overrides):
-        return hydra_compose("config", overrides=list(overrides), **more)
+    with _explained(words):
+        return hydra_compose("config", overrides=list(words), **more)
 
 
-def changed(settings: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def changed(settings: DictConfig, words: Sequence[str]) -> DictConfig:
     """Return composed settings with other values than they were composed with; other choices from groups compose."""
     other = copy.deepcopy(settings)
-    for override in _parsed(overrides):
+    for override in _parsed(words):
         OmegaConf.update(other, override.key_or_group, override.value(), merge=True)  # as Hydra does
     return other
 
 
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    with _hydra() as hydra, _explained(overrides):
-        return OverridesParser.create(hydra.config_loader).parse_overrides(list(overrides))
+def _parsed(words: Sequence[str]) -> list[Override]:
+    with _hydra() as hydra, _explained(words):
+        return OverridesParser.create(hydra.config_loader).parse_overrides(list(words))
 
 
 def searched(words: Sequence[str]) -> list[str]:
-    """Return those of the overrides that say where else configuration is, such as "hydra.searchpath=[file:///DIR]"."""
+    """Return those of the words that say where else configuration is, such as "hydra.searchpath=[file:///DIR]"."""
     return [word for word in words if word.startswith("hydra.searchpath=")]
 
 
@@ -320,7 +320,7 @@ def _misplaced(error: Exception, words: Sequence[str]) -> UserError:
 
 
 def _group_choices(words: Sequence[str]) -> list[str]:
-    """Return those of the overrides that choose from a group, such as "method=ipguard"; neither sweeps nor + nor ~."""
+    """Return those of the words that choose from a group, such as "method=ipguard"; neither sweeps nor + nor ~."""
     with _hydra() as hydra:
         groups = hydra.config_loader.list_groups("")
     chosen = [o for o in _parsed(words) if o.type == OverrideType.CHANGE and o.key_or_group in groups]
