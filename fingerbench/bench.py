@@ -243,12 +243,15 @@ class Bench:
         evasion, name = cast(Evasion, config.named("evasion", self.settings.evasion)), self.settings.evasion.name
         if type(evasion) is Evasion:
             return None
+        expected = "a class that inherits from fingerbench.evaluate.evasions.Evasion"
+        require(isinstance(evasion, Evasion), f"evasion={name}", expected, type(evasion).__name__)
         if evasion.changes_queries:
-            images = self.data.shape[0] == 3
-            require(images, f"evasion={name}", "a data set of 3-channel images, or evasion=none", self.data.name)
-            try_out(evasion, name, self.data.shape)
-        else:
+            expected = "a data set of 3-channel images, or evasion=none"
+            got = f"{self.data.name}, {' x '.join(map(str, self.data.shape))}"
+            require(self.data.shape[0] == 3, f"evasion={name}", expected, got)
+        if evasion.changes_answers:
             self._require_labels(f"evasion={name}", "evasion=none")
+        try_out(evasion, name, self.data.shape, self.data.task.outputs)
         seed = seed_for(self._number("zoo.seed", 0), "evasion", name)
         return EvasionSpec(name, self.zoo.data, evasion, seed)
 

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -172,7 +173,7 @@ def test_impossible_parameters_are_refused(words, answer):
 
 @pytest.mark.parametrize("name", ["jpeg", "top1"])
 def test_a_regression_takes_no_evasion(name):
-    with pytest.raises(UserError, match=f"evasion={name}: expected a data set .*evasion=none; got 'diabetes'"):
+    with pytest.raises(UserError, match=f"evasion={name}: expected a data set .*evasion=none; got 'diabetes"):
         fb.open("experiment=metav_regression", f"evasion={name}").plan()
 
 
@@ -288,6 +289,45 @@ class Sometimes:
         return 1 - x if torch.rand((), generator=generator) < 0.5 else x
 
 
+@dataclass(frozen=True)
+class InPlace:
+    """A random transform that changes what it is given."""
+
+    def __call__(self, x, generator):
+        return x.mul_(torch.rand((), generator=generator))
+
+
+@dataclass(frozen=True)
+class Global(Sometimes):
+    """One that draws from PyTorch's own generator."""
+
+    def __call__(self, x, generator):
+        return x * torch.rand(())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Evasion):
+    """Answers of a user's own, which are what the test says."""
+
+    returns: str
+
+    def answers(self, probabilities):
+        return {
+            "few": probabilities[:, :2],
+            "labels": probabilities.argmax(1),
+            "random": torch.rand_like(probabilities),
+            "missing": probabilities * float("nan"),
+        }[self.returns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inverted(Evasion):
+    """Queries of a user's own."""
+
+    def queries(self, x, weights, generator):
+        return 1 - x
+
+
 class Thawed:
     """A transform that no key can be made of."""
 
@@ -304,9 +344,11 @@ class Thawed:
         ),
         (Mine("grey"), r"evasion=jpeg, Mine: expected .*; got 'torch.float32 \(2, 16, 16\)'"),
         (Mine("bytes"), r"evasion=jpeg, Mine: expected .*; got 'torch.uint8 \(2, 3, 16, 16\)'"),
-        (Mine("nothing"), r"evasion=jpeg, Mine: expected .*; got 'NoneType'"),
+        (Mine("nothing"), r"evasion=jpeg, Mine: expected .*; got TypeError: expected Tensor .* got NoneType"),
         (Mine("typo"), r"evasion=jpeg, Mine: expected .*; got KeyError: no 'typo'"),
         (Sometimes(), r"evasion=jpeg, Sometimes: evasion.draws: expected 3 or so of what is random; got 1$"),
+        (InPlace(), r"evasion=jpeg, InPlace: evasion.draws: expected 3 or so of what is random; got 1$"),
+        (Global(), r"evasion=jpeg, Global: evasion.draws: expected 3 or so of what is random; got 1$"),
         (torch.nn.Identity(), r"evasion=jpeg, Identity: expected .*; got TypeError: .* positional argument"),
         (
             Thawed(),
@@ -319,6 +361,40 @@ def test_a_transform_of_ones_own_that_is_none_is_refused_before_anyone_is_asked(
     monkeypatch.setattr("fingerbench.config.build", lambda node: Transformed(transform=transform))
     with pytest.raises(UserError, match=told):
         _ = under.evasion_spec.key
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (Answers(returns="few"), r"Answers: expected answers\(probabilities\).*; got 'torch.float32 \(2, 2\)'"),
+        (Answers(returns="labels"), r"Answers: expected .*; got 'torch.int64 \(2,\)'"),
+        (Answers(returns="missing"), r"Answers: expected .* finite ones; got 'some that are not'"),
+        (Answers(returns="random"), r"Answers: evasion.draws: expected 3 or so of what is random; got 1$"),
+        (Thawed(), r"evasion=jpeg: expected a class that inherits from .*Evasion; got 'Thawed'"),
+    ],
+)
+def test_an_evasion_of_ones_own_that_is_none_is_refused_before_anyone_is_asked(bench, monkeypatch, made, told):
+    under = bench.under("jpeg")
+    monkeypatch.setattr("fingerbench.config.build", lambda node: made)
+    with pytest.raises(UserError, match=told):
+        _ = under.evasion_spec
+
+
+def test_what_an_evasion_of_ones_own_changes_is_what_it_overrides(bench, monkeypatch):
+    under = bench.under("jpeg")
+    with monkeypatch.context() as patch:
+        patch.setattr("fingerbench.config.build", lambda node: Inverted())
+        evasion = under.evasion_spec.evasion
+    assert evasion.changes_queries and not evasion.changes_answers
+    assert len(under.accuracies()) == len(bench.models)
+
+
+def test_a_transform_that_draws_from_the_global_generator_repeats(bench, monkeypatch):
+    under, x = bench.under("jpeg"), torch.rand(4, 3, 16, 16)
+    monkeypatch.setattr("fingerbench.config.build", lambda node: Transformed(transform=Global(), draws=3))
+    workshop = SimpleNamespace(load=lambda spec: SimpleNamespace(tensors={}))
+    first, second = (under.evasion_spec.draw(x, workshop, "source") for _ in range(2))
+    assert torch.equal(first, second) and not torch.equal(first[0], first[1])
 
 
 def test_a_transform_of_ones_own_is_put_to_use(bench, monkeypatch):

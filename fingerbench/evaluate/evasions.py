@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from fingerbench.cost import Other, Pass, Sizes, Work, forward_flop
 from fingerbench.errors import UserError, one_line, require
+from fingerbench.seeds import seeded
 from fingerbench.transforms import Transform
 
 Bytes = NDArray[np.uint8]
@@ -34,13 +35,20 @@ class Evasion:
     and is refused of a transform that is.
     """
 
-    changes_queries: ClassVar[bool] = False
-    """Whether it works on queries, which must be images of 3 channels, or else on the probabilities of a class."""
-
     draws: int = 1
 
     def __post_init__(self) -> None:
         require(self.draws >= 1, "evasion.draws", "a whole number from 1", self.draws)
+
+    @property
+    def changes_queries(self) -> bool:
+        """Whether it works on queries, which must be images of 3 channels."""
+        return type(self).queries is not Evasion.queries
+
+    @property
+    def changes_answers(self) -> bool:
+        """Whether it works on the probabilities of classes."""
+        return type(self).answers is not Evasion.answers
 
     def prepare(self, images: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return the weights that `queries` will need, and facts on how they came out.
@@ -66,46 +74,69 @@ class Evasion:
 class Transformed(Evasion):
     """Every query undergoes an image transform, one of `fingerbench.transforms` or of those below."""
 
-    changes_queries: ClassVar[bool] = True
-
     transform: Transform
 
     def queries(self, x: Tensor, weights: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return x transformed; where that is random, each query with draws of its own, since an API gets it alone."""
-        if self.draws == 1:
-            return self.transform(x, generator)
+        """Return x transformed, each query on its own and with draws of its own, since an API gets it alone."""
         return torch.cat([self.transform(query, generator) for query in x.split(1)])
 
 
-def try_out(evasion: Evasion, name: str, shape: tuple[int, int, int]) -> None:
-    """Try the transform of an evasion, if it has one, on two images of `shape` (c, h, w).
+def try_out(evasion: Evasion, name: str, shape: tuple[int, int, int], outputs: int) -> None:
+    """Try an evasion on images of `shape` (c, h, w), unless it must be prepared, or on answers of `outputs` classes.
 
     So what is none, or random without more draws than one, is refused before any suspect is asked.
 
     Raises:
-        UserError: it fails, returns something other than images in [0, 1], or other ones each time with one draw.
+        UserError: it fails, returns something other than images in [0, 1] or as many finite answers, or other ones each
+            time with one draw.
     """
-    if not isinstance(evasion, Transformed):
-        return
-    what = f"evasion={name}, {type(evasion.transform).__name__}"
-    expected = "transform(x, generator) of float32 images (n, c, h, w) in [0, 1] to return as many such"
-    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        tried = [evasion.queries(x, {}, torch.Generator().manual_seed(seed)) for seed in range(TRIALS)]
-    except Exception as error:  # a stranger's code
-        raise UserError(f"{what}: expected {expected}; got {type(error).__name__}: {one_line(error)}") from error
-    for seen in tried:
-        _require_images(seen, x, what, expected)
-    fixed = all(torch.equal(tried[0], seen) for seen in tried)
+    what = f"evasion={name}, {type(evasion.transform if isinstance(evasion, Transformed) else evasion).__name__}"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, *shape, generator=generator)
+    probabilities = torch.rand(2, outputs, generator=generator).softmax(1)
+    tried = []
+    if evasion.changes_queries and type(evasion).prepare is Evasion.prepare:
+        call = "transform(x, generator)" if isinstance(evasion, Transformed) else "queries(x, weights, generator)"
+        expected = f"{call} of float32 images (n, c, h, w) in [0, 1] to return as many such"
+        tried.append(_tried(lambda generator: evasion.queries(x.clone(), {}, generator), what, expected))
+        _require_images(tried[-1], x, what, expected)
+    if evasion.changes_answers:
+        expected = "answers(probabilities), float32 (n, classes), to return as many finite ones"
+        tried.append(_tried(lambda _: evasion.answers(probabilities.clone()), what, expected))
+        _require_answers(tried[-1], probabilities, what, expected)
+    fixed = all(torch.equal(seen[0], other) for seen in tried for other in seen)
     require(fixed or evasion.draws > 1, f"{what}: evasion.draws", "3 or so of what is random", evasion.draws)
 
 
-def _require_images(seen: Any, x: Tensor, what: str, expected: str) -> None:
-    alike = isinstance(seen, Tensor) and (seen.dtype, seen.ndim, seen.shape[:2]) == (x.dtype, 4, x.shape[:2])
-    require(
-        alike, what, expected, f"{seen.dtype} {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
-    )
-    require(bool(((seen >= 0) & (seen <= 1)).all()), what, expected, f"{float(seen.min())} to {float(seen.max())}")
+def _tried(act: Callable[[torch.Generator], Any], what: str, expected: str) -> list[Any]:
+    """Return what comes of `act` with each of TRIALS seeds."""
+    seen = []
+    for seed in range(TRIALS):
+        with seeded(seed) as generator:
+            try:
+                seen.append(act(generator))
+            except Exception as error:  # a stranger's code
+                got = f"{type(error).__name__}: {one_line(error)}"
+                raise UserError(f"{what}: expected {expected}; got {got}") from error
+    return seen
+
+
+def _require_images(every: Sequence[Any], x: Tensor, what: str, expected: str) -> None:
+    for seen in every:
+        alike = isinstance(seen, Tensor) and (seen.dtype, seen.ndim, seen.shape[:2]) == (x.dtype, 4, x.shape[:2])
+        require(alike, what, expected, _told(seen))
+        require(bool(((seen >= 0) & (seen <= 1)).all()), what, expected, f"{float(seen.min())} to {float(seen.max())}")
+
+
+def _require_answers(every: Sequence[Any], probabilities: Tensor, what: str, expected: str) -> None:
+    for seen in every:
+        alike = isinstance(seen, Tensor) and (seen.dtype, seen.shape) == (probabilities.dtype, probabilities.shape)
+        require(alike, what, expected, _told(seen))
+        require(bool(seen.isfinite().all()), what, expected, "some that are not")
+
+
+def _told(seen: Any) -> str:
+    return f"{seen.dtype} {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +146,6 @@ class Autoencoder(Evasion):
     channels: of the encoder's stride-2 convolutions, 3 x 3, ReLU between them; the decoder mirrors them and ends in a
     sigmoid. epochs, batch, lr: of Adam on the mean squared error.
     """
-
-    changes_queries: ClassVar[bool] = True
 
     channels: tuple[int, ...]
     epochs: int

@@ -197,8 +197,8 @@ class EvasionSpec(Spec):
         The randomness follows from the seed and from `whose` queries they are.
         """
         weights = workshop.load(self).tensors
-        generator = torch.Generator().manual_seed(seed_for(self.seed, whose))
-        return torch.stack([self.evasion.queries(x, weights, generator) for _ in range(self.evasion.draws)])
+        with seeded(seed_for(self.seed, whose)) as generator:
+            return torch.stack([self.evasion.queries(x.clone(), weights, generator) for _ in range(self.evasion.draws)])
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,8 @@ class ResponseSpec(Spec):
         suspect = workshop.once("suspect", self.suspect.key, lambda: self.suspect.load(workshop))
         task, outputs = workshop.data.task, predict(suspect, asked.flatten(0, 2))
         full = self.access == "output"
-        answers = evasion.answers(task.answer(outputs)) if full else task.label(outputs)
+        with seeded(seed_for(self.evasion.seed if self.evasion else 0, self.suspect.key)):  # of answers that are random
+            answers = evasion.answers(task.answer(outputs)) if full else task.label(outputs)
         answers = answers.unflatten(0, asked.shape[:3])
         return {"answers": answers[0], "answers_8bit": answers[-1].clone()}, {"queries": asked.shape[2]}
 
