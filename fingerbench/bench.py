@@ -28,9 +28,9 @@ from torch import nn
 from fingerbench import config
 from fingerbench.api import Fingerprinter
 from fingerbench.cost import Sizes, effort
-from fingerbench.data import check, digest
+from fingerbench.data import digest, load
 from fingerbench.data.augment import Augment
-from fingerbench.errors import UserError, is_number, is_whole, one_line, require, unknown
+from fingerbench.errors import is_number, is_whole, require, unknown
 from fingerbench.evaluate.evasions import Evasion, try_out
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
@@ -43,7 +43,7 @@ from fingerbench.store import Spec, Store, with_needs
 from fingerbench.workshop import Workshop, pick_bfloat16, pick_compiled, pick_device, pick_jobs
 from fingerbench.zoo.given import Given
 from fingerbench.zoo.model import Attack, ModelSpec
-from fingerbench.zoo.surrogates import Pair, Surrogates, refuse_overlap
+from fingerbench.zoo.surrogates import Pair, Surrogates, checked, refuse_overlap
 from fingerbench.zoo.table import Zoo, suspects
 
 if TYPE_CHECKING:
@@ -117,15 +117,11 @@ class Bench:
     @_lent("data")
     def data(self) -> Dataset:
         """The data set, loaded and checked."""
-        loader, name = config.build(self.settings.data), f"data={self.settings.data.name}"
-        try:
-            dataset: Any = loader.load()
-        except OSError as error:
-            what = f"{error.filename or 'its files'}: {error.strerror or one_line(error)}"
-            raise UserError(f"{name}: cannot read {what}; mend that, or choose others with data.*=...") from error
-        require(isinstance(dataset, Dataset), name, "`load` to return a fingerbench.records.Dataset", type(dataset))
-        check(dataset)
-        return dataset
+        node = self.settings.data
+        for key in ("name", "constants.augment"):
+            found = OmegaConf.select(node, key)
+            require(found is not None, f"data.{key}", "one, as in conf/data/imagefolder.yaml", None)
+        return load(str(node.name), config.build(node))
 
     @_lent(*ZOO)
     def attacks(self) -> dict[str, Attack]:
@@ -215,7 +211,7 @@ class Bench:
     def surrogates(self) -> Pair:
         """The models that methods may learn from: positive ones, the source first; negative ones."""
         chosen: Surrogates = config.build(self.settings.surrogates)
-        pair = Pair(*chosen.specs(self.zoo))
+        pair = checked(chosen.specs(self.zoo), self.zoo.original())
         refuse_overlap([*pair.positives, *pair.negatives], list(self.models.values()), self.zoo.original())
         return pair
 
@@ -230,7 +226,8 @@ class Bench:
 
     def _gan(self) -> GanSpec:
         seed = seed_for(self.settings.zoo.seed, "gan")
-        return GanSpec(self.zoo.data, self.data.task.outputs, config.named("gan", self.settings.gan), seed)
+        name, design = str(self.settings.gan.name), config.named("gan", self.settings.gan)
+        return GanSpec(name, self.zoo.data, self.data.task.outputs, design, seed)
 
     def fid_spec(self) -> FidSpec | None:
         """Return how good the GAN of the selected method is, as it is measured; None where there is none."""

@@ -12,7 +12,6 @@ import inspect
 import pickle
 import random
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from fingerbench import config
-from fingerbench.errors import UserError, is_whole, one_line, require
+from fingerbench.errors import UserError, is_whole, one_line, raised, require
 from fingerbench.ops import predict
 from fingerbench.records import Fingerprint, Setting
 from fingerbench.seeds import seeded
@@ -260,8 +259,7 @@ def findings(method: Any) -> list[str]:
 def _told(error: Exception | SystemExit) -> str:
     if isinstance(error, UserError):
         return f"{one_line(error)}; for this toy world another value may follow the file, method.KEY=VALUE"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"raises {type(error).__name__}: {one_line(error)} ({Path(last.filename).name}, line {last.lineno})"
+    return f"raises {raised(error)}"
 
 
 def examine(file: Path, words: Sequence[str] = ()) -> dict[str, list[str]]:

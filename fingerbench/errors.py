@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import math
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,12 @@ def last_raised(text: str) -> str | None:
     if not files:
         return None
     return next((line for line in lines[files[-1] :] if not line.startswith(" ")), lines[-1].strip())
+
+
+def raised(error: BaseException) -> str:
+    """Return what the code of a stranger raised, and where, in one line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {one_line(error)} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def one_line(error: BaseException) -> str:

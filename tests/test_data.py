@@ -174,13 +174,30 @@ def test_splits_have_next_to_no_image_in_common(digits, one, other, caplog):
     ("load", "told"),
     [
         (lambda: None, "data=digits: expected `load` to return a fingerbench.records.Dataset; got"),
-        (Path("/nowhere/x.npz").read_bytes, r"data=digits: cannot read /nowhere/x.npz: No such file.*; mend that"),
+        (
+            Path("/nowhere/x.npz").read_bytes,
+            r"data=digits: `load` raises FileNotFoundError: .* '/nowhere/x.npz' \(pathlib.py, line \d+\); mend that",
+        ),
+        (lambda: int("x"), r"data=digits: `load` raises ValueError: invalid literal .* \(test_data.py, line \d+\)"),
     ],
 )
 def test_a_data_set_that_does_not_load_is_told(monkeypatch, load, told):
     monkeypatch.setattr("fingerbench.config.build", lambda node: SimpleNamespace(load=load))
     with pytest.raises(UserError, match=told):
         _ = fb.open("data=digits").data
+
+
+def test_a_data_set_without_constants_is_told():
+    bench = fb.open("data=digits")
+    bench.settings.data.constants.augment = None
+    with pytest.raises(UserError, match=r"data.constants.augment: expected one, as in conf/data/imagefolder.yaml"):
+        _ = bench.data
+
+
+def test_a_class_of_one_image_cannot_be_split():
+    images = Images(torch.zeros(7, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1, 1, 2]))
+    with pytest.raises(UserError, match="expected 2 or more of each class, got one of some class"):
+        split(images, 3)
 
 
 def test_augment_identity_passes_the_batch_and_draws_nothing():

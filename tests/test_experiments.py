@@ -14,6 +14,7 @@ from fingerbench.bench import Bench
 from fingerbench.errors import UserError
 from fingerbench.evaluate import experiment, metrics, plots, tables
 from fingerbench.evaluate.captions import caption, incomparable
+from fingerbench.evaluate.experiment import Exhibit, _require_exhibits
 from fingerbench.evaluate.panels import Panel, bar_panels, line_panels
 from fingerbench.evaluate.report import Run
 
@@ -146,6 +147,14 @@ def test_a_caption_names_a_zoo_that_is_not_the_first():
     assert first.startswith("digits/resnet18, profile demo, seed 0; ") and both == first
     assert second == first.replace("seed 0; ", "seed 0, zoo seed 1; ")
     assert caption([*zoos[1], *zoos[0]], queries=False) == first
+
+
+def test_a_caption_names_an_evasion_that_all_cells_are_under():
+    clean, evaded = [[at(cell, 0) for cell in cells("methods", PAIR, seeds=[0])[1]] for _ in range(2)]
+    for cell in evaded:
+        cell.bench.settings.evasion.name = "jpeg"
+    assert "jpeg" in caption(evaded, queries=False)
+    assert caption(clean + evaded, queries=False) == caption(clean, queries=False)
 
 
 def test_no_method_waits_for_suspects(monkeypatch):
@@ -336,6 +345,20 @@ def test_a_part_of_an_experiment_can_be_drawn(name):
     for exhibit in made.values():
         assert "seed 0;" in exhibit.caption and "their range" not in exhibit.caption
         assert exhibit.table is None or len(exhibit.table)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "told"),
+    [
+        (None, "a list of Exhibits, at least one; got"),
+        ([], r"a list of Exhibits, at least one; got \[\]"),
+        ([Exhibit("a/b", "")], "names of letters, digits"),
+        ([Exhibit("a", ""), Exhibit("a", "")], "each name once, since files bear it"),
+    ],
+)
+def test_exhibits_that_are_none_are_refused(drawn, told):
+    with pytest.raises(UserError, match=f"experiment=mine, exhibits: expected {told}"):
+        _require_exhibits("mine", drawn)
 
 
 @pytest.mark.parametrize("draw", [line_panels, bar_panels])

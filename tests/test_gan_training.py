@@ -17,7 +17,7 @@ from toygans import DESIGNS, answers, digits, every_gan, fresh, parameters, smal
 import fingerbench as fb
 from fingerbench import checkpoint
 from fingerbench.checkpoint import Checkpoint
-from fingerbench.errors import DivergedError
+from fingerbench.errors import DivergedError, UserError
 from fingerbench.gans.sagan import Sagan
 from fingerbench.gans.spec import GanSpec
 from fingerbench.gans.train import Hinge, _settle, train
@@ -140,13 +140,41 @@ class Frail(type(SMALL)):
 def test_a_gan_that_diverges_is_begun_once_more_and_says_so(tmp_path):
     workshop = fb.open("data=digits", f"store={tmp_path}").workshop
     own = {f.name: getattr(SMALL, f.name) for f in fields(SMALL)}
-    frail = GanSpec("data", 10, Frail(**{**own, "lr": 0.002}), 0)
+    frail = GanSpec("frail", "data", 10, Frail(**{**own, "lr": 0.002}), 0)
     tensors, facts = frail.make(workshop)
     told = "weights that are not finite at lr 0.002; begun once more, learning rates times 0.1"
     assert facts["retried"] == told and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-    broken = GanSpec("data", 10, Frail(**{**own, "lr": 0.002, "sound": False}), 0)
+    broken = GanSpec("frail", "data", 10, Frail(**{**own, "lr": 0.002, "sound": False}), 0)
     with pytest.raises(DivergedError, match=r"times 0\.1: .* at lr 0\.0002; nothing of it is stored: lower gan\.lr"):
         broken.make(workshop)
+
+
+@dataclass(frozen=True)
+class Wrong(type(SMALL)):
+    """A GAN of a user's own that is none."""
+
+    how: str = ""
+
+    def build(self, classes, shape, seed=0):
+        gan = super().build(classes, (3, 32, 32) if self.how == "large" else shape, seed)
+        scaled = torch.nn.Module()
+        scaled.forward = lambda z, labels: 3 * gan.generator(z, labels) if self.how == "bright" else 1 / 0
+        return gan if self.how == "large" else replace(gan, generator=scaled)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("large", r"got '\(2, 3, 32, 32\), "),
+        ("bright", r"expected a generator of images \(2, 3, 16, 16\) in \[-1, 1\]; got '\(2, 3, 16, 16\), -"),
+        ("broken", r"it raises ZeroDivisionError: division by zero \(test_gan_training.py, line \d+\); mend that"),
+    ],
+)
+def test_what_is_no_gan_is_told_before_it_is_trained(tmp_path, how, told):
+    workshop = fb.open("data=digits", f"store={tmp_path}").workshop
+    own = {f.name: getattr(SMALL, f.name) for f in fields(SMALL)}
+    with pytest.raises(UserError, match=f"gan=wrong: {told}" if how == "broken" else f"gan=wrong: .*{told}"):
+        GanSpec("wrong", "data", 10, Wrong(**own, how=how), 0).make(workshop)
 
 
 def test_a_frozen_gan_answers_the_same_twice_and_after_a_file(tmp_path):

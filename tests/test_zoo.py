@@ -25,7 +25,7 @@ from fingerbench.zoo.finetune import Finetune
 from fingerbench.zoo.knockoff import Knockoff
 from fingerbench.zoo.noise import Noise, NoisedCopy, disturb
 from fingerbench.zoo.prune import Prune, weight_layers
-from fingerbench.zoo.surrogates import Augmented, Shared, refuse_overlap
+from fingerbench.zoo.surrogates import Augmented, Pair, Shared, checked, refuse_overlap
 from fingerbench.zoo.table import Zoo, suspects
 from fingerbench.zoo.train import Recipe, Scene, Scratch, Workbench, fit, supervise
 
@@ -176,6 +176,22 @@ def test_independent_surrogates_may_be_of_both_halves_in_turn_and_their_students
     for halves in ("[]", "[C]", "null", "A", "[A,B,A,B,A,B,A]"):
         with pytest.raises(UserError, match=r"surrogates\.halves: expected a list of A and B"):
             config.build(config.compose([f"surrogates.halves={halves}"]).surrogates)
+
+
+def test_a_plan_that_is_none_is_refused():
+    zoo = toy_zoo()
+    source, stranger = zoo.original(), config.build(config.compose().surrogates).specs(zoo).negatives[0]
+    assert checked(((source,), (stranger,)), source) == Pair((source,), (stranger,))
+    for made, told in (
+        (None, "`specs` to return a Pair"),
+        (([source], [stranger]), "`specs` to return a Pair"),
+        (((source,), ("resnet18",)), "`specs` to return a Pair"),
+        (((stranger,), (source,)), "the source as the first positive; got 'surrogate/negative"),
+        (((), (stranger,)), "the source as the first positive; got None"),
+        (((source,), (source,)), r"no model more than once; got \['source'\]"),
+    ):
+        with pytest.raises(UserError, match=f"surrogates: expected {told}"):
+            checked(made, source)
 
 
 @pytest.mark.parametrize("words", [["profile=paper"], ["profile=demo"], ["profile=paper", "surrogates=augmented"]])

@@ -6,14 +6,15 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fingerbench.errors import UserError
+from fingerbench.errors import UserError, raised, require
 from fingerbench.records import Dataset, Images
 
-__all__ = ["SPLITS", "check", "digest"]
+__all__ = ["SPLITS", "check", "digest", "load"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,24 @@ def digest(dataset: Dataset) -> str:
             total.update(f"{split} {tensor.dtype} {tuple(tensor.shape)}".encode())
             total.update(tensor.cpu().contiguous().numpy().data)
     return total.hexdigest()
+
+
+def load(name: str, loader: Any) -> Dataset:
+    """Return the data set called `name` that `loader` has, checked.
+
+    Raises:
+        UserError: it does not load, or what comes is none.
+    """
+    try:
+        dataset: Any = loader.load()
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's code, and files
+        why = f"`load` raises {raised(error)}; mend that, or choose other files with data.*"
+        raise UserError(f"data={name}: {why}") from error
+    require(isinstance(dataset, Dataset), f"data={name}", "`load` to return a fingerbench.records.Dataset", dataset)
+    check(dataset)
+    return dataset
 
 
 def check(dataset: Dataset) -> None:

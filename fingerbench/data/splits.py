@@ -18,7 +18,7 @@ def split(images: Images, first: int, seed: int = 0, *, stratified: bool = True)
     comes out in the very halves of the paper.
 
     Raises:
-        UserError: one side would have fewer images than there are classes.
+        UserError: one side would have fewer images than there are classes, or a class has but one.
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
@@ -26,6 +26,8 @@ def split(images: Images, first: int, seed: int = 0, *, stratified: bool = True)
     most = len(images) - classes
     if not classes <= first <= most:
         raise UserError(f"split of {len(images)} images: expected a size of {classes} to {most}, got {first}")
+    if stratified and int(images.y.unique(return_counts=True)[1].min()) < 2:
+        raise UserError(f"split of {len(images)} images: expected 2 or more of each class, got one of some class")
     numbers = np.arange(len(images))
     labels = images.y.numpy() if stratified else None
     sides = train_test_split(numbers, train_size=first, stratify=labels, random_state=seed)

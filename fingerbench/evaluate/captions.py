@@ -33,7 +33,7 @@ def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True)
     pirated = [suspect.pirated for suspect in bench.suspects]
     asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
     count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
-    evasions = {str(cell.bench.settings.evasion.name) for cell in drawn} - {"none"}
+    evasions = {str(cell.bench.settings.evasion.name) for cell in drawn}
     zoos = {cell.bench.settings.zoo.seed for cell in drawn}
     setting = tables.setting(
         f"{bench.settings.data.name}/{bench.settings.zoo.source}",

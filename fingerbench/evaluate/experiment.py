@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -252,7 +253,18 @@ def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: b
     if commands and not (partial and there):
         raise LackingError(undrawn)
     mark = tables.partial(len(commands), len(every), "cells")
-    return replace(undrawn, exhibits=tuple(_marked(exhibit, mark) for exhibit in experiment.exhibits(there)))
+    drawn = experiment.exhibits(there)
+    _require_exhibits(name, drawn)
+    return replace(undrawn, exhibits=tuple(_marked(exhibit, mark) for exhibit in drawn))
+
+
+def _require_exhibits(name: str, drawn: Any) -> None:
+    what = f"experiment={name}, exhibits"
+    sound = isinstance(drawn, list | tuple) and drawn and all(isinstance(exhibit, Exhibit) for exhibit in drawn)
+    require(bool(sound), what, "a list of Exhibits, at least one", drawn if isinstance(drawn, list) else type(drawn))
+    names = [exhibit.name for exhibit in drawn]
+    require(all(re.fullmatch(r"[\w.-]+", each) for each in names), what, "names of letters, digits, -, _ and .", names)
+    require(len({*names}) == len(names), what, "each name once, since files bear it", names)
 
 
 def _marked(exhibit: Exhibit, mark: str) -> Exhibit:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fingerbench.checkpoint import Checkpoint
 from fingerbench.cost import Adversaries, Pass, Sizes, Work
+from fingerbench.errors import UserError, raised, require
 from fingerbench.gans.train import Training
 from fingerbench.records import Gan
 from fingerbench.seeds import seeded
@@ -24,6 +26,7 @@ class GanSpec(Spec):
     kind: ClassVar[str] = "gan"
     version: ClassVar[int] = 1
 
+    name: str = field(compare=False)
     data: str  # digest of the data set
     classes: int
     design: Training
@@ -36,8 +39,8 @@ class GanSpec(Spec):
 
     @property
     def label(self) -> str:
-        """The kind of GAN."""
-        return self.design.kind
+        """The GAN's name."""
+        return self.name
 
     def work(self, sizes: Sizes) -> Work:
         """Return all steps; each image of a batch takes its share of one, the discriminator's included."""
@@ -55,8 +58,10 @@ class GanSpec(Spec):
 
         Raises:
             DivergedError: it diverges as well.
+            UserError: its networks are none of a GAN.
         """
         began, checkpoint = time.perf_counter(), Checkpoint(workshop.store.checkpoint(self))
+        self._try_out(workshop.data.shape)
         gan, retried = persevere(
             self.label,
             lambda: self._attempt(workshop, self.design, checkpoint),
@@ -75,6 +80,22 @@ class GanSpec(Spec):
         images = workshop.data.a.to(workshop.device)
         with seeded(self.seed) as generator:
             return design.train(images, self.classes, generator, workshop.device, checkpoint)
+
+    def _try_out(self, shape: tuple[int, int, int]) -> None:
+        """Try the untrained generator before hours of training."""
+        with seeded(0) as generator, torch.no_grad():
+            try:
+                gan: Any = self.design.build(self.classes, shape)
+                images: Any = gan.generator(gan.latents(2, generator), torch.zeros(2, dtype=torch.long))
+            except UserError:
+                raise
+            except Exception as error:  # a stranger's code
+                raise UserError(f"gan={self.name}: it raises {raised(error)}; mend that") from error
+        sound = isinstance(images, Tensor) and images.shape == (2, *shape) and bool((images.abs() <= 1).all())
+        got = images
+        if isinstance(images, Tensor):
+            got = f"{tuple(images.shape)}, {images.min():.3g} to {images.max():.3g}"
+        require(sound, f"gan={self.name}", f"a generator of images {(2, *shape)} in [-1, 1]", got)
 
     def load(self, workshop: Workshop) -> Gan:
         """Return the stored GAN, frozen, in eval mode."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fingerbench.errors import UserError, is_whole, require
 from fingerbench.records import Half
@@ -117,6 +118,23 @@ def _independent(zoo: Zoo, architectures: Sequence[str], halves: Sequence[Half])
 def _require_halves(halves: Sequence[str], scratch: Sequence[str]) -> None:
     sound = isinstance(halves, list | tuple) and 0 < len(halves) <= len(scratch) and {*halves} <= {"A", "B"}
     require(sound, "surrogates.halves", "a list of A and B, no longer than surrogates.scratch", halves)
+
+
+def checked(made: Any, source: ModelSpec) -> Pair:
+    """Return what a plan gives.
+
+    Raises:
+        UserError: it is no pair of models with the source first, or has one twice.
+    """
+    sound = isinstance(made, tuple) and len(made) == 2 and all(isinstance(side, tuple) for side in made)
+    sound = sound and all(isinstance(spec, ModelSpec) for spec in chain(*made))
+    require(sound, "surrogates", "`specs` to return a Pair of tuples of models", type(made).__name__)
+    positives, negatives = made
+    first = positives[0].name if positives else None
+    require(positives[:1] == (source,), "surrogates", "the source as the first positive", first)
+    twice = [name for name, count in Counter(spec.name for spec in chain(*made)).items() if count > 1]
+    require(not twice, "surrogates", "no model more than once", twice)
+    return Pair(positives, negatives)
 
 
 def refuse_overlap(surrogates: Sequence[ModelSpec], zoo: Sequence[ModelSpec], source: ModelSpec) -> None:
