@@ -271,7 +271,8 @@ def examine(file: Path, words: Sequence[str] = ()) -> dict[str, list[str]]:
     Raises:
         UserError: there is no such file, no method in it, or the file is neither.
     """
-    require(file.is_file(), str(file), "the file of a method, methods/NAME.py or conf/method/NAME.yaml", "no such file")
+    got = "a folder" if file.is_dir() else "no such file"
+    require(file.is_file(), str(file), "the file of a method, methods/NAME.py or conf/method/NAME.yaml", got)
     file = file.resolve()
     torch.set_num_threads(1)  # such small tensors only wait for one another on more
     if file.suffix == ".yaml":
