@@ -127,7 +127,8 @@ def network(
     if name in PERCEPTRONS:
         return _ours("mlp", name, prod(shape), classes, width)
     c, h, w = shape
-    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more, or one of {PERCEPTRONS}", shape)
+    others = f"for others a network of yours, python:MODULE.FUNCTION, for rows {', '.join(PERCEPTRONS)}"
+    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more; {others}", shape)
     if foreign(name):
         return library.build(name, classes, shape)
     return _ours(_FAMILIES.get(name, name), name, classes, width)  # a detector has a file of its own
