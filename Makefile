@@ -37,10 +37,10 @@ paper: $(READY) ## every experiment, then one page of them all; SETTINGS='data=c
 	$(BIN)/python -m fingerbench report all $(SETTINGS) --partial --html $(HTML) || failed="$$failed report"; \
 	test -z "$$failed" || { echo "failed:$$failed; the same command goes on with them" >&2; exit 1; }
 
-# A test that hangs shows where it does, and fails.
+# A test that hangs shows where it does, and fails; what its process had before it is left out.
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	  -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+	  -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
 
 test-slow: $(READY) ## the long and statistical tests
 	$(BIN)/python -m pytest -m slow

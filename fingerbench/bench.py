@@ -35,7 +35,7 @@ from fingerbench.evaluate.evasions import Evasion, try_out
 from fingerbench.evaluate.fid import FidSpec
 from fingerbench.evaluate.specs import AccuracySpec, EvasionSpec, FingerprintSpec, ResponseSpec, fingerprint_of
 from fingerbench.gans.spec import GanSpec
-from fingerbench.nets import foreign, network
+from fingerbench.nets import foreign, network, require_fitting
 from fingerbench.pool import Pool
 from fingerbench.records import Dataset, Fingerprint, Suspect
 from fingerbench.seeds import seed_for
@@ -242,6 +242,8 @@ class Bench:
             return None
         expected = "a class that inherits from fingerbench.evaluate.evasions.Evasion"
         require(isinstance(evasion, Evasion), f"evasion={name}", expected, type(evasion).__name__)
+        changing = evasion.changes_queries or evasion.changes_answers
+        require(changing, f"evasion={name}", "a method `queries` or `answers`", type(evasion).__name__)
         if evasion.changes_queries:
             expected = "a data set of 3-channel images, or evasion=none"
             got = f"{self.data.name}, {' x '.join(map(str, self.data.shape))}"
@@ -334,12 +336,14 @@ class Bench:
         return [*missing[first:], *missing[:first], *found] if first else wanted
 
     def _fit_foreign(self, wanted: Sequence[Spec]) -> None:
-        """Refuse networks, not ours, that cannot take these images, and weights that do not fit theirs.
+        """Refuse networks that cannot take these images, and weights that do not fit theirs.
 
         Say what zoo.width does not do.
         """
         missing = (spec for spec in with_needs(wanted).values() if not self.store.has(spec))
         models = [spec for spec in missing if isinstance(spec, ModelSpec)]
+        for name in sorted({spec.architecture for spec in models}):
+            require_fitting(name, self.data.shape)
         names = sorted({spec.architecture for spec in models if foreign(spec.architecture)})
         for name in names:
             network(name, self.data.task.outputs, shape=self.data.shape)

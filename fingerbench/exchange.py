@@ -77,7 +77,7 @@ def chosen(bench: Bench, model: str | None = None) -> list[Spec]:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(specs)} artefacts are not in the store {bench.store.root}, such as {missing[0]}; "
-            "run.py with the same words makes them, method=akh needs no surrogates or GAN, store=DIR is another store"
+            "run.py with the same words makes them, or choose another with store=DIR"
         )
     return specs
 

@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """The attack of a model or of who answered, the design of a GAN, the name of a method or an evasion."""
+        """The attack of a model or of who answered, the name of a GAN, a method or an evasion."""
         label = str(self.record["label"]) if self.record else "?"
         return label.removeprefix(MIRROR).partition("/")[0].partition(" ")[0]
 

@@ -31,14 +31,16 @@ def fix_order(deterministic: bool) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[torch.Generator]:
+def seeded(seed: int, *, cuda: bool = True) -> Iterator[torch.Generator]:
     """Seed every global generator inside the block and put it back after it.
+
+    cuda: whether those of GPUs are put back, too, for which CUDA is started.
 
     Layer initialisation and dropout draw from PyTorch's global generator; they stay repeatable in here. Yields a
     CPU generator with the same seed, for code that takes one.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if cuda else 0)):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)

@@ -173,7 +173,15 @@ def test_splits_have_next_to_no_image_in_common(digits, one, other, caplog):
 @pytest.mark.parametrize(
     ("load", "told"),
     [
-        (lambda: None, "data=digits: expected `load` to return a fingerbench.records.Dataset; got"),
+        (
+            lambda: torch.zeros(9, 9),
+            "data=digits: expected `load` to return a fingerbench.records.Dataset; got 'Tensor'",
+        ),
+        (lambda: replace(Digits().load(), task=10), "data=digits, task: expected one of fingerbench.task; got 'int'"),
+        (
+            lambda: replace(Digits().load(), b=None),
+            "data=digits, b: expected fingerbench.records.Images; got 'NoneType'",
+        ),
         (
             Path("/nowhere/x.npz").read_bytes,
             r"data=digits: `load` raises FileNotFoundError: .* '/nowhere/x.npz' \(pathlib.py, line \d+\); mend that",

@@ -328,6 +328,22 @@ class Inverted(Evasion):
         return 1 - x
 
 
+@dataclass(frozen=True, kw_only=True)
+class Misspelt(Evasion):
+    """An evasion that changes nothing."""
+
+    def query(self, x, weights, generator):
+        return 1 - x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping(Evasion):
+    """Queries of a size that is drawn."""
+
+    def queries(self, x, weights, generator):
+        return x[..., : int(torch.randint(8, 16, (), generator=generator))]
+
+
 class Thawed:
     """A transform that no key can be made of."""
 
@@ -370,6 +386,8 @@ def test_a_transform_of_ones_own_that_is_none_is_refused_before_anyone_is_asked(
         (Answers(returns="labels"), r"Answers: expected .*; got 'torch.int64 \(2,\)'"),
         (Answers(returns="missing"), r"Answers: expected .* finite ones; got 'some that are not'"),
         (Answers(returns="random"), r"Answers: evasion.draws: expected 3 or so of what is random; got 1$"),
+        (Misspelt(), r"evasion=jpeg: expected a method `queries` or `answers`; got 'Misspelt'"),
+        (Cropping(draws=3), r"Cropping: expected images of one size; got"),
         (Thawed(), r"evasion=jpeg: expected a class that inherits from .*Evasion; got 'Thawed'"),
     ],
 )

@@ -352,7 +352,9 @@ def test_a_part_of_an_experiment_can_be_drawn(name):
     [
         (None, "a list of Exhibits, at least one; got"),
         ([], r"a list of Exhibits, at least one; got \[\]"),
-        ([Exhibit("a/b", "")], "names of letters, digits"),
+        ([pd.DataFrame({"a": range(50)})], r"a list of Exhibits, at least one; got \['DataFrame'\]"),
+        ([Exhibit("a/b", "")], "names of files"),
+        ([Exhibit("..", "")], "names of files"),
         ([Exhibit("a", ""), Exhibit("a", "")], "each name once, since files bear it"),
     ],
 )

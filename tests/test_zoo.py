@@ -181,10 +181,10 @@ def test_independent_surrogates_may_be_of_both_halves_in_turn_and_their_students
 def test_a_plan_that_is_none_is_refused():
     zoo = toy_zoo()
     source, stranger = zoo.original(), config.build(config.compose().surrogates).specs(zoo).negatives[0]
-    assert checked(((source,), (stranger,)), source) == Pair((source,), (stranger,))
+    assert checked(([source], (stranger,)), source) == Pair((source,), (stranger,))
     for made, told in (
         (None, "`specs` to return a Pair"),
-        (([source], [stranger]), "`specs` to return a Pair"),
+        (([source], [stranger, "resnet18"]), "`specs` to return a Pair"),
         (((source,), ("resnet18",)), "`specs` to return a Pair"),
         (((stranger,), (source,)), "the source as the first positive; got 'surrogate/negative"),
         (((), (stranger,)), "the source as the first positive; got None"),

@@ -49,7 +49,14 @@ def load(name: str, loader: Any) -> Dataset:
     except Exception as error:  # a stranger's code, and files
         why = f"`load` raises {raised(error)}; mend that, or choose other files with data.*"
         raise UserError(f"data={name}: {why}") from error
-    require(isinstance(dataset, Dataset), f"data={name}", "`load` to return a fingerbench.records.Dataset", dataset)
+    expected, got = "`load` to return a fingerbench.records.Dataset", type(dataset).__name__
+    require(isinstance(dataset, Dataset), f"data={name}", expected, got)
+    task = dataset.task
+    require(hasattr(task, "outputs"), f"data={name}, task", "one of fingerbench.task", type(task).__name__)
+    for split in SPLITS:
+        images = getattr(dataset, split)
+        sound = isinstance(images, Images) or (split == "transfer" and images is None)
+        require(sound, f"data={name}, {split}", "fingerbench.records.Images", type(images).__name__)
     check(dataset)
     return dataset
 

@@ -7,6 +7,7 @@ independent models as well. Parameters have no default here: each stands, with i
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fingerbench.cost import Other, Pass, Sizes, Work, forward_flop
-from fingerbench.errors import UserError, one_line, require
+from fingerbench.errors import UserError, is_whole, one_line, require
 from fingerbench.seeds import seeded
 from fingerbench.transforms import Transform
 
@@ -32,13 +33,13 @@ class Evasion:
     """An API that changes nothing; every evasion is a frozen dataclass that overrides what it changes.
 
     draws: how often a query is changed, for answers and accuracies to be averaged over; 1 says that nothing is random,
-    and is refused of a transform that is.
+    and is refused of what is, unless it has to be prepared.
     """
 
     draws: int = 1
 
     def __post_init__(self) -> None:
-        require(self.draws >= 1, "evasion.draws", "a whole number from 1", self.draws)
+        require(is_whole(self.draws) and self.draws >= 1, "evasion.draws", "a whole number from 1", self.draws)
 
     @property
     def changes_queries(self) -> bool:
@@ -112,7 +113,7 @@ def _tried(act: Callable[[torch.Generator], Any], what: str, expected: str) -> l
     """Return what comes of `act` with each of TRIALS seeds."""
     seen = []
     for seed in range(TRIALS):
-        with seeded(seed) as generator:
+        with seeded(seed, cuda=False) as generator:
             try:
                 seen.append(act(generator))
             except Exception as error:  # a stranger's code
@@ -124,7 +125,8 @@ def _tried(act: Callable[[torch.Generator], Any], what: str, expected: str) -> l
 def _require_images(every: Sequence[Any], x: Tensor, what: str, expected: str) -> None:
     for seen in every:
         alike = isinstance(seen, Tensor) and (seen.dtype, seen.ndim, seen.shape[:2]) == (x.dtype, 4, x.shape[:2])
-        require(alike, what, expected, _told(seen))
+        require(alike and seen.numel() > 0, what, expected, _told(seen))
+        require(seen.shape == every[0].shape, what, "images of one size", f"{_told(every[0])} and {_told(seen)}")
         require(bool(((seen >= 0) & (seen <= 1)).all()), what, expected, f"{float(seen.min())} to {float(seen.max())}")
 
 
@@ -224,7 +226,7 @@ class Temperature(Evasion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.temperature > 0, "evasion.temperature", "a number above 0", self.temperature)
+        require(0 < self.temperature < math.inf, "evasion.temperature", "a number above 0", self.temperature)
 
     def answers(self, probabilities: Tensor) -> Tensor:
         """Return the probabilities at this temperature."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -261,9 +260,10 @@ def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: b
 def _require_exhibits(name: str, drawn: Any) -> None:
     what = f"experiment={name}, exhibits"
     sound = isinstance(drawn, list | tuple) and drawn and all(isinstance(exhibit, Exhibit) for exhibit in drawn)
-    require(bool(sound), what, "a list of Exhibits, at least one", drawn if isinstance(drawn, list) else type(drawn))
+    got = [type(each).__name__ for each in drawn] if isinstance(drawn, list | tuple) else type(drawn).__name__
+    require(bool(sound), what, "a list of Exhibits, at least one", got)
     names = [exhibit.name for exhibit in drawn]
-    require(all(re.fullmatch(r"[\w.-]+", each) for each in names), what, "names of letters, digits, -, _ and .", names)
+    require(all(Path(each).name == each != ".." for each in names), what, "names of files", names)
     require(len({*names}) == len(names), what, "each name once, since files bear it", names)
 
 

@@ -83,7 +83,7 @@ class GanSpec(Spec):
 
     def _try_out(self, shape: tuple[int, int, int]) -> None:
         """Try the untrained generator before hours of training."""
-        with seeded(0) as generator, torch.no_grad():
+        with seeded(0, cuda=False) as generator, torch.no_grad():
             try:
                 gan: Any = self.design.build(self.classes, shape)
                 images: Any = gan.generator(gan.latents(2, generator), torch.zeros(2, dtype=torch.long))
@@ -92,9 +92,9 @@ class GanSpec(Spec):
             except Exception as error:  # a stranger's code
                 raise UserError(f"gan={self.name}: it raises {raised(error)}; mend that") from error
         sound = isinstance(images, Tensor) and images.shape == (2, *shape) and bool((images.abs() <= 1).all())
-        got = images
+        got = type(images).__name__
         if isinstance(images, Tensor):
-            got = f"{tuple(images.shape)}, {images.min():.3g} to {images.max():.3g}"
+            got = f"{tuple(images.shape)}, up to {images.abs().max():.3g}" if images.numel() else "nothing"
         require(sound, f"gan={self.name}", f"a generator of images {(2, *shape)} in [-1, 1]", got)
 
     def load(self, workshop: Workshop) -> Gan:

@@ -37,6 +37,7 @@ __all__ = [
     "final_layer",
     "foreign",
     "network",
+    "require_fitting",
     "require_known",
     "revision",
 ]
@@ -126,12 +127,18 @@ def network(
         return own.build(name, classes, shape)
     if name in PERCEPTRONS:
         return _ours("mlp", name, prod(shape), classes, width)
-    c, h, w = shape
-    others = f"for others a network of yours, python:MODULE.FUNCTION, for rows {', '.join(PERCEPTRONS)}"
-    require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more; {others}", shape)
+    require_fitting(name, shape)
     if foreign(name):
         return library.build(name, classes, shape)
     return _ours(_FAMILIES.get(name, name), name, classes, width)  # a detector has a file of its own
+
+
+def require_fitting(name: str, shape: tuple[int, int, int]) -> None:
+    """Raise a UserError where images of `shape` (c, h, w) are none that an architecture of ours or a library takes."""
+    if not name.startswith(own.PREFIX) and name not in PERCEPTRONS:
+        c, h, w = shape
+        others = f"for others a network of yours, python:MODULE.FUNCTION, for rows {', '.join(PERCEPTRONS)}"
+        require(c == 3 and min(h, w) >= 16, name, f"3 channels of 16x16 or more; {others}", shape)
 
 
 def _ours(room: str, name: str, *arguments: float) -> nn.Module:

@@ -126,10 +126,10 @@ def checked(made: Any, source: ModelSpec) -> Pair:
     Raises:
         UserError: it is no pair of models with the source first, or has one twice.
     """
-    sound = isinstance(made, tuple) and len(made) == 2 and all(isinstance(side, tuple) for side in made)
+    sound = isinstance(made, tuple) and len(made) == 2 and all(isinstance(side, list | tuple) for side in made)
     sound = sound and all(isinstance(spec, ModelSpec) for spec in chain(*made))
     require(sound, "surrogates", "`specs` to return a Pair of tuples of models", type(made).__name__)
-    positives, negatives = made
+    positives, negatives = map(tuple, made)
     first = positives[0].name if positives else None
     require(positives[:1] == (source,), "surrogates", "the source as the first positive", first)
     twice = [name for name, count in Counter(spec.name for spec in chain(*made)).items() if count > 1]
