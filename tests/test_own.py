@@ -55,6 +55,9 @@ def raises(classes):
 def nothing(classes):
     pass
 
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
 def likely(classes):
     return nn.Sequential(net(classes), nn.Softmax(1))
 
@@ -286,6 +289,7 @@ def test_functions_are_taken_as_they_are(here, name, shape, classes):
         ("odd.pretrained", "expected new random weights at each call"),
         ("odd.Two", "expected one last layer that makes the 10 outputs"),
         ("odd.Tied", "expected layers that share no weights"),
+        ("odd.lazy", "expected layers of given sizes; got 'lazy ones, which have no weights yet'"),
     ],
 )
 def test_what_is_no_such_function_is_refused(here, name, match):

@@ -20,6 +20,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fingerbench.errors import UserError, one_line, require, unknown
 from fingerbench.nets.library import Shape, refuse
@@ -96,6 +97,8 @@ def _made(name: str, outputs: int) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise UserError(f"{name}: its function, called with {outputs}, fails ({_told(error)}); mend it") from error
     require(isinstance(model, nn.Module), name, "a function that returns a torch.nn.Module", type(model).__name__)
+    lazy = any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
+    require(not lazy, name, "layers of given sizes", "lazy ones, which have no weights yet")
     return model
 
 
