@@ -34,13 +34,17 @@ SHORT = {  # the axes of `metrics.abp`, as tables and figures call them
 
 def averaged(cells: Sequence[Cell]) -> str:
     """Return what numbers are that are averaged over the seeds, for a caption."""
-    return "means over the seeds" if len({cell.bench.settings.seed for cell in cells}) > 1 else "of one seed"
+    return "means over the seeds" if _several(cells) else "of one seed"
 
 
 def spread(cells: Sequence[Cell]) -> str:
     """Return what the values are that `over_seeds` gives: means and ranges, where there are several seeds."""
-    said = averaged(cells)
-    return said if said == "of one seed" else f"{said}, with their range as a band, a thin line or in brackets"
+    ranges = ", with their range as a band, a thin line or in brackets" if _several(cells) else ""
+    return f"{averaged(cells)}{ranges}"
+
+
+def _several(cells: Sequence[Cell]) -> bool:
+    return len({cell.bench.settings.seed for cell in cells}) > 1
 
 
 def by_label(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

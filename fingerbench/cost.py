@@ -101,7 +101,7 @@ class Adversaries:
     @property
     def label(self) -> str:
         """The kind of GAN."""
-        return self.design.kind
+        return type(self.design).__module__.rpartition(".")[2]
 
     def flop(self, operation: Operation) -> float:
         """Return the FLOP of one image."""

@@ -200,6 +200,11 @@ class EvasionSpec(Spec):
         with seeded(seed_for(self.seed, whose)) as generator:
             return torch.stack([self.evasion.queries(x.clone(), weights, generator) for _ in range(self.evasion.draws)])
 
+    def answer(self, probabilities: Tensor, whose: str) -> Tensor:
+        """Return what goes out instead of probabilities (n, classes); what is random follows from `whose` they are."""
+        with seeded(seed_for(self.seed, whose)):
+            return self.evasion.answers(probabilities)
+
 
 @dataclass(frozen=True)
 class ResponseSpec(Spec):
@@ -229,8 +234,11 @@ class ResponseSpec(Spec):
 
     def work(self, sizes: Sizes) -> Work:
         """Return the queries and their 8-bit copies, once a draw."""
-        draws = self.evasion.evasion.draws if self.evasion else 1
-        return passes("answer", (self.suspect.outline(sizes.shape),), 2 * draws * self.fingerprint.budget)
+        return passes("answer", (self.suspect.outline(sizes.shape),), 2 * self._draws * self.fingerprint.budget)
+
+    @property
+    def _draws(self) -> int:
+        return self.evasion.evasion.draws if self.evasion else 1
 
     @without_trials()
     def make(self, workshop: Workshop) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -238,14 +246,14 @@ class ResponseSpec(Spec):
         if not workshop.store.facts(self.fingerprint)["queries"]:
             nothing = torch.empty(1, 0)
             return {"answers": nothing, "answers_8bit": nothing}, {"queries": 0}
-        evasion = self.evasion.evasion if self.evasion else Evasion()
-        whose = self.suspect.key if evasion.draws > 1 else ""  # where nothing is random, all suspects get the same
+        whose = self.suspect.key if self._draws > 1 else ""  # where nothing is random, all suspects get the same
         asked = self._asked(workshop, whose) if whose else self._asked_of_all(workshop)
         suspect = workshop.once("suspect", self.suspect.key, lambda: self.suspect.load(workshop))
         task, outputs = workshop.data.task, predict(suspect, asked.flatten(0, 2))
         full = self.access == "output"
-        with seeded(seed_for(self.evasion.seed if self.evasion else 0, self.suspect.key)):  # of answers that are random
-            answers = evasion.answers(task.answer(outputs)) if full else task.label(outputs)
+        answers = task.answer(outputs) if full else task.label(outputs)
+        if full and self.evasion:
+            answers = self.evasion.answer(answers, self.suspect.key)
         answers = answers.unflatten(0, asked.shape[:3])
         return {"answers": answers[0], "answers_8bit": answers[-1].clone()}, {"queries": asked.shape[2]}
 

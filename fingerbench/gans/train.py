@@ -60,11 +60,6 @@ class Training:
     ema_decay: float = 0.0  # of the moving average of the generator's weights that is kept in the end; 0: none is
     ema_start: int = 0  # the step up to which the average is the generator itself
 
-    @property
-    def kind(self) -> str:
-        """Its name, which is that of its file."""
-        return type(self).__module__.rpartition(".")[2]
-
     def build(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> Gan:
         """Return untrained networks for images of `shape` (c, h, w), their weights drawn with `seed`.
 
