@@ -31,7 +31,7 @@ TINY = {
     "ipguard": {"margin": 1.0, "lr": 0.01, "steps": 100},
     "metafinger": {"images": 40, "k": 2, "max_restarts": 20},
     "metav": {"iterations": 30, "lr": 0.01},
-    "freqgan": {"epochs": 20, "lr": 0.002, "epsilon": 0.3, "width": 0.125},
+    "freqgan": {"epochs": 8, "lr": 0.005, "epsilon": 0.3, "width": 0.125},
     "naturalfinger": {"epochs": 8, "latent_batch": 20},
 }
 

@@ -4,12 +4,12 @@ What stands in the papers is listed here once more, on its own: the experiments 
 """
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow_but
 
 from fingerbench import config
 from fingerbench.evaluate import experiment, html, tables
 
-FEW = ["attack.prune.variants=['0.5']", "attack.noise.variants=['1','2']"]
+FEW = ["attack.finetune.variants=[FTAL]", "attack.prune.variants=['0.5']", "attack.noise.variants=['1','2']"]
 PERCEPTRONS = ["attack=[source,scratch]", *(f"surrogates.{key}=[mlp]" for key in ("positives", "scratch", "distilled"))]
 WHOLE = [*FEW, "attack.adversarial.variants=['0.5','1.0']"]  # with attack=all
 
@@ -91,41 +91,34 @@ ENTRIES = {
 }
 
 
+# Those that CI has time for: all the way from an experiment's file to its page, with every method.
+QUICK = {"naturalfinger_table1", "naturalfinger_figure6", "naturalfinger_figure8", "methods", "metav_regression"}
+
+
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Every experiment as (words, experiment, cells), all they need being made in one store: as one plan a data set."""
-    store = f"store={tmp_path_factory.mktemp('paper') / 'store'}"
-    shared = [store, "jobs=2", "queries=10", "experiment.seeds=[0]"]
-    images = [
-        f"hydra.searchpath=[file://{ROOT / 'tests' / 'conf'}]",
-        "profile=tiny",
-        "data.half=300",
-        "data.transfer=200",
-    ]
-    words = {
-        name: [f"experiment={name}", *shared, *short, *(images if name != "metav_regression" else [])]
-        for name, (_, _, short) in ENTRIES.items()
-    }
-    every, plans = {}, {}
-    for name, mine in words.items():
-        drawn = experiment.composed(config.compose(mine))
-        every[name] = mine, drawn, experiment.cells(drawn, mine)
-        for cell in every[name][-1]:
-            bench, specs = plans.setdefault(cell.bench.settings.data.name, (cell.bench, []))
-            specs += drawn.needs(cell.bench)
-    for bench, specs in plans.values():
-        bench.build(specs)
-    return every
+def store(tmp_path_factory):
+    """A store that all experiments share."""
+    return tmp_path_factory.mktemp("paper") / "store"
+
+
+def tiny(name, store):
+    """Return the words of an experiment on the tiny zoo of its data."""
+    images = [f"hydra.searchpath=[file://{ROOT / 'tests/conf'}]", "profile=tiny", "data.half=300", "data.transfer=200"]
+    shared = [f"store={store}", "jobs=1", "queries=10", "experiment.seeds=[0]"]
+    return [f"experiment={name}", *shared, *ENTRIES[name][-1], *(images if name != "metav_regression" else [])]
 
 
 def test_every_experiment_is_an_entry():
     assert set(ENTRIES) == set(config.options("experiment"))
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_every_entry_is_drawn_beside_the_papers_numbers(name, tiny, tmp_path):
+@pytest.mark.parametrize("name", slow_but(QUICK, ENTRIES))
+def test_every_entry_is_drawn_beside_the_papers_numbers(name, store, tmp_path):
     where, numbers, _ = ENTRIES[name]
-    words, drawn, cells = tiny[name]
+    words = tiny(name, store)
+    drawn = experiment.composed(config.compose(words))
+    cells = experiment.cells(drawn, words)
+    experiment.fill(drawn, cells)
     page = experiment.page(name, drawn, cells)
     assert where in page.paper and not page.missing and page.exhibits
     shown = {
@@ -145,9 +138,7 @@ def test_every_entry_is_drawn_beside_the_papers_numbers(name, tiny, tmp_path):
     assert (tmp_path / "page.html").read_text().count("<figure>") == len(page.exhibits)
 
 
-def test_a_missing_cell_is_told_with_its_command(tiny):
-    words = [*tiny["naturalfinger_table3"][0], "experiment.seeds=[7]"]
-    with pytest.raises(
-        experiment.LackingError, match=r"8 of 8 cells are not in the store(.|\n)*experiment.seeds=\[7\]"
-    ):
-        experiment.read("naturalfinger_table3", words)
+def test_a_missing_cell_is_told_with_its_command(store):
+    expected = r"8 of 8 cells are not in the store(.|\n)*experiment.seeds=\[7\]"
+    with pytest.raises(experiment.LackingError, match=expected):
+        experiment.read("naturalfinger_table3", [*tiny("naturalfinger_table3", store), "experiment.seeds=[7]"])

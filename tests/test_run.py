@@ -256,12 +256,12 @@ def test_bad_input_of_the_command_line_ends_in_its_line_and_exit_code_2(tmp_path
 def test_a_sweep_and_its_report(built, tmp_path):
     store = built[0]
     words = [*TINY, f"store={store}", f"hydra.sweep.dir={tmp_path / 'sweep'}", FAMILIES]
-    swept = finish(start(["run.py"], "-m", *words, "method=random,akh", "seed=0,1"))
+    swept = finish(start(["run.py"], "-m", *words, "method=random,akh"))
     reported = finish(start(["-m", "fingerbench"], "report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")))
     for output, folder in ((swept, tmp_path / "sweep" / "report"), (reported, tmp_path / "out")):
         assert "akh" in output and "random" in output and "peak MiB" in output and str(folder) in output
         table = pd.read_csv(folder / "comparison.csv")
-        assert table["method"].value_counts().to_dict() == {"akh": 3, "random": 3}  # two seeds and their mean
+        assert sorted(table["method"]) == ["akh", "random"]
         assert (table["cost_peak_mib"] > 50).all() and (table["cost_surrogates"] == 0).all()
         for name in ("comparison.md", "comparison.tex", "figures/comparison.png"):
             assert (folder / name).stat().st_size > 100
