@@ -23,13 +23,12 @@ def test_every_method_composes_in_every_profile(profile, method):
     config.build(settings.method)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("gan", config.options("gan"))
-def test_a_profile_other_than_the_papers_shrinks_every_gan(profile, gan):
-    published = config.compose(["profile=paper", f"gan={gan}"]).gan
-    chosen = config.compose([f"profile={profile}", f"gan={gan}"]).gan
-    assert (chosen.steps < published.steps) == (profile != "paper")
-    config.build(chosen)
+def test_a_profile_other_than_the_papers_shrinks_every_gan(gan):
+    composed = {profile: config.compose([f"profile={profile}", f"gan={gan}"]).gan for profile in PROFILES}
+    for profile, chosen in composed.items():
+        assert (chosen.steps < composed["paper"].steps) == (profile != "paper")
+        config.build(chosen)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
