@@ -133,7 +133,7 @@ def has_a_key(trial: Trial) -> Iterator[str]:
 
 
 def asks_images(trial: Trial) -> Iterator[str]:
-    """Queries that are images, within the budget; fewer with a note."""
+    """Queries that are images, each another, within the budget; fewer with a note."""
     made = trial.fingerprint
     if not isinstance(made, Fingerprint):
         yield f"fingerprint: expected a fingerbench.records.Fingerprint, got {type(made).__name__}"
@@ -141,6 +141,9 @@ def asks_images(trial: Trial) -> Iterator[str]:
     queries, shape = made.queries, (3, SIDE, SIDE)
     if tuple(queries.shape[1:]) != shape:  # `Fingerprint` refuses what else is no image
         yield f"queries: expected (n, 3, {SIDE}, {SIDE}), as the images, got {tuple(queries.shape)}"
+    distinct = len(queries.unique(dim=0))
+    if distinct < len(queries):
+        yield f"queries: {distinct} of {len(queries)} are distinct; one that is asked twice says no more than once"
     if len(queries) > BUDGET:
         yield f"queries: {len(queries)} for a budget of {BUDGET}; make at most setting.budget"
     if len(queries) < BUDGET and not made.note:

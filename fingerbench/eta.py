@@ -22,6 +22,7 @@ class Eta:
     def __init__(self, effort: Callable[[Spec], Effort]) -> None:
         self._ask = effort
         self._efforts: dict[str, Effort] = {}
+        self._made: list[tuple[Spec, float]] = []
         self._seconds: Counter[str] = Counter()
         self._flop: Counter[str] = Counter()
 
@@ -37,12 +38,14 @@ class Eta:
 
     def learn(self, spec: Spec, seconds: float) -> None:
         """Note how long it took to make `spec`."""
-        effort = self.effort(spec)
-        self._seconds[effort.group] += seconds  # type: ignore[assignment]
-        self._flop[effort.group] += effort.flop  # type: ignore[assignment]
+        self._made.append((spec, seconds))  # how much that was is worked out where somebody wants to know
 
     def seconds(self, spec: Spec) -> float | None:
         """Return how long `spec` takes; None where nothing was learnt yet."""
+        while self._made:
+            made, took = self._made.pop()
+            self._seconds[self.effort(made).group] += took  # type: ignore[assignment]
+            self._flop[self.effort(made).group] += self.effort(made).flop  # type: ignore[assignment]
         effort = self.effort(spec)
         flop, seconds = self._flop[effort.group], self._seconds[effort.group]
         if not flop:

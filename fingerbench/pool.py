@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1  # between looks at whether the workers are done
 SHOW_S = 1.0  # between looks at how far they are: of thousands of artefacts, the time left is work
+TELL_S = 15.0  # until the time left is told: it takes seconds of a core to learn, and short builds are done by then
 RETRY_S = 0.5  # until a model that another process is making is looked at again
 OUT_OF_MEMORY = 137  # exit code of a worker that lacks memory, as of one that the system killed for it
 
@@ -109,9 +110,7 @@ class Pool:
             with progress:
                 for thread in threads:
                     thread.start()
-                for spec in specs:  # takes seconds, as the start of the workers does, and must not keep their lock
-                    self._eta.effort(spec)
-                self._watch(threads, progress, found)
+                self._watch(threads, progress, found, specs)
         finally:
             self._stop()
             self._file.close()
@@ -124,14 +123,17 @@ class Pool:
         if not all(self._sound(spec) for spec in orphans):  # the next round sees the rest
             type(self)(self.store, self.data, self.settings, self.jobs, self._effort).run(wanted)
 
-    def _watch(self, threads: Sequence[threading.Thread], progress: Progress, found: Counter[str]) -> None:
-        """Show how far the workers are until all are done."""
-        shown, alive = 0.0, True
+    def _watch(
+        self, threads: Sequence[threading.Thread], progress: Progress, found: Counter[str], specs: Sequence[Spec]
+    ) -> None:
+        """Show how far the workers are until all of `specs` are done."""
+        began, shown, alive = time.monotonic(), 0.0, True
         while alive:
             time.sleep(POLL_S)
             alive = any(thread.is_alive() for thread in threads)
             if not alive or time.monotonic() - shown >= SHOW_S:
-                progress.show(found + self._made, [s.label for s in list(self._running.values())], self._left())
+                left = self._left(specs) if alive and time.monotonic() - began >= TELL_S else None
+                progress.show(found + self._made, [s.label for s in list(self._running.values())], left)
                 shown = time.monotonic()
 
     def _failures(self) -> str:
@@ -141,7 +143,9 @@ class Pool:
         without = f"\nleft out, since they need those: {self._left_out}" if self._left_out else ""
         return f"{first.rstrip()}{named}{without}"
 
-    def _left(self) -> float | None:
+    def _left(self, specs: Sequence[Spec]) -> float | None:
+        for spec in specs:
+            self._eta.effort(spec)  # the first time this takes seconds, and must not keep the lock of the workers
         with self._change:
             now = time.monotonic()
             running = [(spec, now - self._began[key]) for key, spec in self._running.items()]

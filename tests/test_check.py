@@ -93,6 +93,10 @@ def twice(self, setting, made):
     return replace(made, queries=torch.cat([made.queries, made.queries]))
 
 
+def alike(self, setting, made):
+    return replace(made, queries=made.queries[:1].expand_as(made.queries))
+
+
 def small(self, setting, made):
     return replace(made, queries=made.queries[:, :, :8, :8])
 
@@ -174,6 +178,7 @@ def leaves(self, setting, made):
     [
         (leaves, "raises SystemExit: 0"),
         (twice, "24 for a budget of 12"),
+        (alike, "queries: 1 of 12 are distinct; one that is asked twice"),
         (small, "expected (n, 3, 16, 16)"),
         (few, "without a note"),
         (attached, "w: expected a tensor on the CPU without gradient"),

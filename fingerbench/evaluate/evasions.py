@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -222,6 +222,7 @@ class Top1(Evasion):
 class Temperature(Evasion):
     """Probabilities go out as p^(1/T), normalised: T > 1 makes them more equal."""
 
+    version: ClassVar[int] = 2  # 1 normalised nothing where T is near 0
     temperature: float
 
     def __post_init__(self) -> None:
