@@ -132,7 +132,7 @@ SMALL = [
     "attack=[source,finetune,distill,scratch]",
     "zoo.training.epochs=40",
     "queries=20",
-    "jobs=2",
+    "jobs=1",
 ]
 
 
