@@ -14,9 +14,12 @@ import pytest
 import torch
 
 import fingerbench as fb
+from fingerbench import pool
 from fingerbench.bench import Bench
+from fingerbench.cost import Effort
 from fingerbench.errors import BuildError, UserError
 from fingerbench.pool import Pool
+from fingerbench.progress import Progress
 from fingerbench.records import Images
 from fingerbench.store import Spec, Store
 
@@ -72,6 +75,30 @@ def test_a_worker_goes_on_with_what_is_like_its_last_unless_something_more_urgen
     made.clear()
     Inline(Store(tmp_path / "other"), None, {"made": made, "machine": 0}, 1).run([first, second, third, fourth])
     assert [toy.number for toy in made] == [0, 4, 1, 3]
+
+
+def test_the_time_left_is_worked_out_only_where_a_build_takes_long(tmp_path, monkeypatch):
+    asked, told = [], threading.Event()
+
+    class Long(Inline):
+        def _ask(self, worker, spec):
+            assert spec.number == 0 or told.wait(60)
+            return {**super()._ask(worker, spec), "seconds": 1.0}
+
+    def effort(spec):
+        asked.append(spec)
+        return Effort(spec.kind, 1.0)
+
+    def build(kind, name):
+        kind(Store(tmp_path / name), None, {"made": [], "machine": 0}, 1, effort).run([Toy(0), Toy(1)])
+
+    monkeypatch.setattr(Progress, "show", lambda self, done, current, left: told.set() if left else None)
+    monkeypatch.setattr(pool, "SHOW_S", 0.0)
+    build(Inline, "short")
+    assert not asked and not told.is_set()
+    monkeypatch.setattr(pool, "TELL_S", 0.0)
+    build(Long, "long")
+    assert asked == [Toy(0), Toy(1)] and told.is_set()
 
 
 CUDA_SAYS = """Traceback (most recent call last):
