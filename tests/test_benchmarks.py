@@ -31,7 +31,8 @@ def columns(text):
 
 @pytest.mark.slow
 def test_train_speed_measures_three_loops_and_their_ratios(tmp_path):
-    words = "--width 0.125 --batch 8 --images 16 --size 16 --seconds 0.1 --device cpu --architectures resnet18 vgg13_bn"
+    words = "--width 0.125 --batch 8 --images 16 --size 16 --seconds 0.1 --device cpu --workers 1"
+    words += " --architectures resnet18 vgg13_bn"
     output = finish(start(["benchmarks/train_speed.py"], *words.split(), "--out", str(tmp_path / "t.md")))
     assert output == (tmp_path / "t.md").read_text()
     assert "torch" in output and "cores" in output and "Random images 3x16x16" in output
