@@ -133,7 +133,7 @@ def has_a_key(trial: Trial) -> Iterator[str]:
 
 
 def asks_images(trial: Trial) -> Iterator[str]:
-    """Queries that are images, each another, within the budget; fewer with a note."""
+    """Queries that are images, no two the same, within the budget; fewer with a note."""
     made = trial.fingerprint
     if not isinstance(made, Fingerprint):
         yield f"fingerprint: expected a fingerbench.records.Fingerprint, got {type(made).__name__}"
