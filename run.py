@@ -37,7 +37,7 @@ def job(settings: DictConfig) -> None:
             if "experiment" in settings:
                 perform(settings, _words(), folder)
             else:
-                run(Bench(settings), folder)
+                run(Bench(settings, _words()), folder)
             loggers.log_run(settings, folder)
     except UserError as error:
         logging.getLogger("fingerbench").error("error: %s", error)

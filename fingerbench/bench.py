@@ -400,8 +400,7 @@ class Bench:
         """Return this benchmark with another method, as its file has it: what was said of the one before goes."""
         if method in (None, OmegaConf.select(self.settings, "method.name")):
             return self
-        kept = [word for word in self.overrides if not word.startswith(("method=", "method."))]
-        overrides = [*kept, f"method={method}"]
+        overrides = [*config.without(self.overrides, ["method"]), f"method={method}"]
         return Bench(config.compose(overrides), overrides, lenders=[self])
 
     def under(self, evasion: str, node: DictConfig | None = None) -> Bench:
@@ -416,7 +415,6 @@ class Bench:
         other = copy.copy(self)
         other.settings = copy.deepcopy(self.settings)
         other.settings.evasion = node or config.choice("evasion", evasion, self.overrides)
-        kept = [word for word in self.overrides if not word.startswith(("evasion=", "evasion."))]
-        other.overrides = (*kept, f"evasion={evasion}")
+        other.overrides = (*config.without(self.overrides, ["evasion"]), f"evasion={evasion}")
         other.__dict__.pop("evasion_spec", None)
         return other

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fingerbench.config import LOCAL
+from fingerbench import config
 from fingerbench.gans.spec import GanSpec
 from fingerbench.manifest import versions
 from fingerbench.nets.own import PREFIX
@@ -41,8 +41,7 @@ def words(bench: Bench) -> list[str]:
 
     Where the source was given, its file is FILE: without that word they would make another zoo.
     """
-    keys = ((word, word.lstrip("+").partition("=")[0]) for word in bench.overrides)
-    kept = [word for word, key in keys if key not in LOCAL and not key.startswith("hydra")]
+    kept = config.without(bench.overrides, [*config.LOCAL, "hydra"])
     return [*kept, *(["zoo.weights=FILE"] if bench.zoo.given else [])]
 
 

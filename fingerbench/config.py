@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -132,6 +132,12 @@ def changed(settings: DictConfig, words: Sequence[str]) -> DictConfig:
 def _parsed(words: Sequence[str]) -> list[Override]:
     with _hydra() as hydra, _explained(words):
         return OverridesParser.create(hydra.config_loader).parse_overrides(list(words))
+
+
+def without(words: Iterable[str], keys: Collection[str]) -> list[str]:
+    """Return those of the words that set none of `keys`, nor anything within one."""
+    within = tuple(f"{key}{end}" for key in keys for end in "=./")
+    return [word for word in words if not f"{word}=".lstrip("+~").startswith(within)]
 
 
 def searched(words: Sequence[str]) -> list[str]:

@@ -314,7 +314,7 @@ def _begun(path: Path) -> str:
     job = next(job for job in status.read(path.parent) if job.folder == path.parent.absolute())
     if not job.command:
         raise UserError(f"cannot tell what {path} needs: {job.error}; leave its folder out, or give its words instead")
-    words = [word for word in job.words if word.partition("=")[0] not in config.WHERE]
+    words = config.without(job.words, config.WHERE)
     found = config.searched(shlex.split(job.command))
     return shlex.join(["python", "run.py", *words, *found])
 

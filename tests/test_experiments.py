@@ -1,6 +1,8 @@
 """The experiments: that each composes, and that what is drawn is what the scores say."""
 
 import copy
+import shlex
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -54,7 +56,7 @@ def at(cell, seed):
     """Return a cell at another seed, sooner than by composing it."""
     settings = copy.deepcopy(cell.bench.settings)
     settings.seed = seed
-    return experiment.Cell({**cell.settings, "seed": seed}, cell.command, Bench(settings, lenders=[cell.bench]))
+    return replace(cell, settings={**cell.settings, "seed": seed}, bench=Bench(settings, lenders=[cell.bench]))
 
 
 def cells(name, *words, seeds=(0, 1)):
@@ -85,6 +87,15 @@ def test_cells_that_differ_by_values_are_as_if_composed(monkeypatch):
         assert len(composed) == times and len({repr(cell.settings) for cell in every}) == len(every)
         for cell in (every[1], every[-1]):
             assert cell.bench.settings == compose(cell.bench.overrides)
+
+
+def test_what_the_command_line_adds_to_a_grid_tells_rows_apart():
+    drawing, every = cells("methods", "experiment.grid.method=[akh]", "+experiment.grid.queries=[5,6]")
+    rows = drawing.exhibits(every)[0].data
+    assert rows["method"].value_counts().to_dict() == {"akh, queries=5": 3, "akh, queries=6": 3}
+    words = shlex.split(every[-1].command)[2:]
+    (alone,) = experiment.cells(experiment.composed(config.compose(words)), words)
+    assert alone.bench.settings.queries == 6 and alone.label == every[-1].label
 
 
 def test_cells_share_what_they_agree_on_and_nothing_else():

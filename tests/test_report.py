@@ -37,12 +37,13 @@ def scores(
     return frame.assign(accuracy=0.9, evasion=evasion, seed=seed, profile=profile)[list(COLUMNS)]
 
 
-def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None):
-    """Write `frame` and what follows from it as the folder of a run."""
+def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None, words=(), config=None):
+    """Write `frame` and what follows from it as the folder of a run, with its words and its configuration."""
     folder.mkdir(parents=True)
     frame.to_csv(folder / "scores.csv", index=False)
     (folder / "metrics.json").write_text(json.dumps(metrics.summary(frame) | {"cost": COST}))
-    manifest = {"time": time} | ({"store": {"suspects": models}} if models else {})
+    manifest = {"time": time, "words": list(words), "config": config or {}}
+    manifest |= {"store": {"suspects": models}} if models else {}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -121,6 +122,24 @@ def test_a_method_under_an_evasion_is_told_apart(runs, tmp_path):
     assert done.table["method"].value_counts().to_dict() == {"alpha_1": 3, "beta": 1, "beta under jpeg": 1}
     assert "seed 0, evasion jpeg;" in caption_of(scores(evasion="jpeg"))
     assert "evasion" not in caption_of(scores())
+
+
+def test_settings_of_a_method_are_told_apart_by_their_words(tmp_path):
+    words = ("attack=all", "method=beta", "store=here", "seed=1")
+    for seed, queries, more in (
+        (0, 20, ()),
+        (1, 20, ("attack=all",)),
+        (0, 50, ("+queries=50",)),
+        (0, 9, ("queries=9",)),
+    ):
+        config = {"queries": queries, "method": {"name": "beta"}}
+        write(tmp_path / f"{seed},{queries}", scores("beta", seed), words=["method=beta", *more], config=config)
+    write(tmp_path / "other", scores("alpha"), words=words, config={"queries": 5})
+    write(tmp_path / "again", scores("alpha"), words=[*words, "queries=5"], config={"queries": 5}, time="2026-01-03")
+    done = report([tmp_path], tmp_path / "out")
+    expected = {"beta": 3, "beta, +queries=50": 1, "beta, queries=9": 1, "alpha": 1}
+    assert done.table["method"].value_counts().to_dict() == expected  # two seeds of the first, and their mean
+    assert done.notes == (f"alpha, seed 0: left out {tmp_path / 'other'}, as {tmp_path / 'again'} is newer",)
 
 
 def test_one_suspect_a_side_has_no_interval_and_one_of_an_older_run_is_read(tmp_path):

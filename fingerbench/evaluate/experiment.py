@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -40,22 +40,24 @@ log = logging.getLogger(__name__)
 class Cell:
     """One point of the grid of an experiment: its settings by key, the seed among them, and the benchmark there.
 
-    command: what to type to fill this cell alone.
+    command: what to type to fill this cell alone. added: those of the settings that the experiment's own grid lacks.
     """
 
     settings: Mapping[str, Any]
     command: str
     bench: Bench
+    added: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """What tables and figures call the row that this cell belongs to."""
-        return str(self.bench.settings.label)
+        """What tables and figures call the row that this cell belongs to: its method, or what its YAML file says."""
+        added = (f"{key}={config.text(self.settings[key])}" for key in self.added)
+        return ", ".join([str(self.bench.settings.label), *added])
 
     @cached_property
     def scores(self) -> DataFrame:
         """The scores of this cell, with the columns of scores.csv, from the store."""
-        return scores(self.bench)
+        return scores(self.bench).assign(method=self.label)
 
     @cached_property
     def run(self) -> report.Run:
@@ -159,6 +161,7 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
             axis = key.partition(".")[0] if key.startswith("evasion.") else key
             raise UserError(f"{key}=: this experiment varies {axis} itself; choose with {_axis(axis)}=[...]")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    added = tuple(key for key in grid if any(word.startswith(f"+{_axis(key)}=") for word in words))
     benches: dict[str, Bench] = {}
     groups = [key for key in grid if config.options(key, words)]
     evasion = cache(lambda name: config.choice("evasion", name, words))
@@ -167,17 +170,18 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
         clean, name = _bench(point, words, benches, groups), point.get("evasion")
         return clean if name is None else clean.under(name, evasion(name))
 
-    return [Cell(point, _command(point, words), bench(point)) for point in points]
+    return [Cell(point, _command(point, words, added), bench(point), added) for point in points]
 
 
 def _axis(key: str) -> str:
     return "experiment.seeds" if key == "seed" else f"experiment.grid.{key}"
 
 
-def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
+def _command(point: Mapping[str, Any], words: Sequence[str], added: Collection[str]) -> str:
     choices = {_axis(key): f"[{config.text(value)}]" for key, value in point.items()}
-    others = (word for word in words if word.partition("=")[0] not in {*choices, *config.WHERE})
-    return shlex.join(["python", "run.py", *others, *(f"{axis}={value}" for axis, value in choices.items())])
+    others = config.without(words, [*choices, *config.WHERE])
+    own = (f"{'+' * (key in added)}{_axis(key)}={choices[_axis(key)]}" for key in point)
+    return shlex.join(["python", "run.py", *others, *own])
 
 
 def _bench(point: Mapping[str, Any], words: Sequence[str], benches: dict[str, Bench], groups: Sequence[str]) -> Bench:

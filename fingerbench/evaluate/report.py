@@ -11,13 +11,13 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fingerbench import status
+from fingerbench import config, status
 from fingerbench.errors import UserError, is_number, one_line, require_schema
 from fingerbench.evaluate import metrics, plots, tables
 from fingerbench.evaluate.curves import aruc_panels, comparison_figure, curve_points
@@ -32,6 +32,9 @@ COLUMNS = (
     *("score", "score_8bit", "raw", "accuracy", "queries", "evasion", "seed", "profile"),
 )
 COSTS = ("seconds", "preparation_seconds", "peak_mib", "surrogates")
+# Of runs on the same suspects: the settings that tell runs of one method apart, and the words that do not.
+CHOSEN = ("method", "queries", "surrogates", "gan", "evasion")
+INDIFFERENT = (*config.LOCAL, "hydra", "seed", "label", "attack", "gates", "logger")
 PER_RUN = ("method", "source", "evasion", "seed", "profile")  # columns with one value in all rows of a run
 
 # What plain data of another form than expected leads to.
@@ -47,6 +50,8 @@ class Run:
     row: dict[str, Any]  # its row of the comparison
     time: datetime.datetime
     models: str  # which models were judged: a digest of their store keys, empty if the manifest has none
+    chosen: str = ""  # a digest of the settings CHOSEN
+    words: tuple[str, ...] = ()  # the overrides that it was made with, but those of INDIFFERENT
 
     @classmethod
     def of(cls, scores: DataFrame, results: dict[str, Any]) -> Run:
@@ -85,7 +90,7 @@ def report(runs: Sequence[Path], out: Path, lost_s: float = status.LOST_S) -> Re
     """
     found, undone = _gather(runs, lost_s)
     refuse_mixtures(found)
-    kept, notes = newest(found)
+    kept, notes = newest(told_apart(found))
     notes += [f"missing: {job.told()}" for job in undone]
     table = comparison(kept)
     mark = tables.partial(len(undone), len(undone) + len(found), "runs")
@@ -159,9 +164,14 @@ def load(folder: Path) -> Run:
         time = datetime.datetime.fromisoformat(manifest["time"])
         models = manifest.get("store", {}).get("suspects")
         digest = _digest(json.dumps(models, sort_keys=True)) if models else ""
+        settings = [manifest.get("config", {}).get(name) for name in CHOSEN]
+        words = tuple(config.without(manifest.get("words", []), INDIFFERENT))
+        if not all(word.isprintable() for word in words):
+            raise ValueError("expected words without control characters")
     except _MALFORMED as error:
         raise _damaged(folder / MANIFEST, f"not the manifest of a run ({one_line(error)})") from error
-    return Run(folder, scores, row, time if time.tzinfo else time.replace(tzinfo=datetime.UTC), digest)
+    time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+    return Run(folder, scores, row, time, digest, _digest(json.dumps(settings, sort_keys=True)), words)
 
 
 def _belong(results: dict[str, Any], row: dict[str, Any], scores: DataFrame) -> bool:
@@ -232,6 +242,24 @@ def refuse_mixtures(runs: Sequence[Run]) -> None:
         if len(groups) > 1:
             parts = [f"{value}: {', '.join(folders)}" for value, folders in groups.items()]
             raise UserError(f"cannot compare runs with different {aspect}; report them apart. {'; '.join(parts)}")
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Return `runs`, each named with the words that not all of its method have, where these have several settings.
+
+    Runs from before manifests had words have none.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.row["method"], []).append(run)
+    named = []
+    for method, group in groups.items():
+        shared = set.intersection(*(set(run.words) for run in group))
+        several = len({run.chosen for run in group}) > 1
+        for run in group:
+            own = [word for word in run.words if several and word not in shared]
+            named.append(replace(run, row={**run.row, "method": ", ".join([method, *own])}))
+    return named
 
 
 def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

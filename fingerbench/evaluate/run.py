@@ -190,6 +190,7 @@ def describe(bench: Bench, **measured: Any) -> dict[str, Any]:
     spec, fid = bench.fingerprint_spec, bench.fid_spec()
     keys: dict[str, Any] = {name: model.key for name, model in bench.models.items()}
     return manifest(
+        words=list(bench.overrides),
         config=OmegaConf.to_container(bench.settings, resolve=True),
         seeds={"method": bench.settings.seed, "zoo": bench.settings.zoo.seed},
         data_sha256=spec.data,
