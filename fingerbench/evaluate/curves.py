@@ -82,7 +82,9 @@ def comparison_figure(means: DataFrame, seeds: DataFrame, caption: str = "", leg
     """
     legend = legend or bars_legend(means, seeds)
     seeds = seeds[seeds["method"].duplicated(keep=False)]
-    with canvas(7.2, 0.45 * len(means) + 0.9, f"{caption.rstrip('.')}. {legend}" if caption else legend) as figure:
+    lines = max((_folded(method).count("\n") + 1 for method in means["method"]), default=1)
+    told = f"{caption.rstrip('.')}. {legend}" if caption else legend
+    with canvas(7.2, max(0.45, 0.15 * lines) * len(means) + 0.9, told) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, metric in ((left, "aruc"), (right, "auc")):
             _draw_bars(axes, means, seeds, metric)
@@ -140,7 +142,7 @@ def _draw_bars(axes: Axes, means: DataFrame, seeds: DataFrame, metric: str) -> N
 
 def _folded(label: str) -> str:
     """Return a label in lines short enough to stand above a panel or beside a bar."""
-    return "\n".join(textwrap.wrap(label, 26))
+    return "\n".join(textwrap.wrap(label.replace(", ", ",").replace(",", ", "), 26))
 
 
 def _aruc_text(runs: Sequence[DataFrame]) -> str:
