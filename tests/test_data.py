@@ -184,7 +184,7 @@ def test_splits_have_next_to_no_image_in_common(digits, one, other, caplog):
         ),
         (
             Path("/nowhere/x.npz").read_bytes,
-            r"data=digits: `load` raises FileNotFoundError: .* '/nowhere/x.npz' \(pathlib.py, line \d+\); mend that",
+            r"data=digits: `load` raises FileNotFoundError: .* '/nowhere/x.npz' \(\w+\.py, line \d+\); mend that",
         ),
         (lambda: int("x"), r"data=digits: `load` raises ValueError: invalid literal .* \(test_data.py, line \d+\)"),
     ],
