@@ -27,6 +27,7 @@ class AcrossZoos(Experiment):
 
     paper: ClassVar[str] = "Beyond the papers"
     title: ClassVar[str] = "the same on several zoos"
+    axes: ClassVar[tuple[str, ...]] = ("zoo.seed",)
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the table and the bars."""

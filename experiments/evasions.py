@@ -39,6 +39,7 @@ class Evasions(Experiment):
 
     paper: ClassVar[str] = "all methods; FreqGAN, figure 2"
     title: ClassVar[str] = "what evasions do to fingerprints"
+    axes: ClassVar[tuple[str, ...]] = ("evasion",)
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return two tables and, where all six families of `metrics.AXES` are there, the radar charts."""

@@ -21,6 +21,7 @@ class Figure5(Experiment):
 
     paper: ClassVar[str] = "MetaFinger, figure 5"
     title: ClassVar[str] = "query accuracy of the source under modifications of the input"
+    axes: ClassVar[tuple[str, ...]] = ("evasion",)
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the bars, and the table of the same numbers."""

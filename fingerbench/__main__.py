@@ -214,7 +214,7 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    if parsed.overrides[0] == "all" or any("=" in word for word in parsed.overrides):
+    if parsed.overrides[0] == "all" or any("=" in word and not Path(word).exists() for word in parsed.overrides):
         _report_experiments(parsed)
         return
     require(parsed.html is None, "--html", "all or experiment=NAME", " ".join(parsed.overrides))

@@ -14,10 +14,12 @@ The Python API begins with it:
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -206,6 +208,13 @@ class Bench:
             budget=self._number("queries", 1),
             seed=seed_for(self._number("seed", 0), "fingerprint"),
         )
+
+    @property
+    def setting(self) -> str:
+        """A digest of what is judged, whatever the seed: the method, what it is given, and the evasion."""
+        evasion = self.evasion_spec
+        keys = [replace(self.fingerprint_spec, seed=0).key, evasion.key if evasion else ""]
+        return hashlib.sha256("".join(keys).encode()).hexdigest()
 
     @_lent(*ZOO, "surrogates")
     def surrogates(self) -> Pair:
@@ -397,10 +406,13 @@ class Bench:
         return scores(bench)
 
     def using(self, method: str | None) -> Bench:
-        """Return this benchmark with another method, as its file has it: what was said of the one before goes."""
+        """Return this benchmark with another method, as its file has it.
+
+        What was said of the one before goes, its label too.
+        """
         if method in (None, OmegaConf.select(self.settings, "method.name")):
             return self
-        overrides = [*config.without(self.overrides, ["method"]), f"method={method}"]
+        overrides = [*config.without(self.overrides, ["method", "label"]), f"method={method}"]
         return Bench(config.compose(overrides), overrides, lenders=[self])
 
     def under(self, evasion: str, node: DictConfig | None = None) -> Bench:

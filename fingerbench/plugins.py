@@ -17,11 +17,16 @@ PACKAGE = __name__.partition(".")[0]  # whose own versions are raised by hand
 
 
 def code(spec: Spec) -> dict[str, str]:
-    """Return of each class outside fingerbench that decides what an artefact is a digest of its file, by its name.
+    """Return `code_of` everything that decides what an artefact is."""
+    return code_of(_held(spec))
+
+
+def code_of(values: Iterable[Any]) -> dict[str, str]:
+    """Return of each class outside fingerbench among `values`, and in them, a digest of its file, by its name.
 
     Comments, docstrings and layout are no part of it; a class without a file has none.
     """
-    theirs = (cls for cls in set(_classes(_held(spec))) if cls.__module__.partition(".")[0] != PACKAGE)
+    theirs = (cls for cls in set(_classes(values)) if cls.__module__.partition(".")[0] != PACKAGE)
     return {f"{cls.__module__}.{cls.__qualname__}": digest for cls in theirs if (digest := _digest(cls))}
 
 

@@ -21,6 +21,7 @@ from fingerbench.evaluate.case import Case, Verdict, _names, read_answers
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.ops import predict
 from fingerbench.records import Fingerprint
+from methods.random import RandomImages
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +319,23 @@ def test_a_run_names_no_code(copy):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest\.json: does not say which method it ran"):
         fb.case(copy)
+
+
+def test_a_method_that_changed_since_the_run_is_refused_or_warned_of(copy, monkeypatch, caplog):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (cls,) = manifest["method"]["code"]
+    fb.case(copy)
+    assert not caplog.text
+    manifest["method"]["code"][cls] = "0"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    fb.case(copy)
+    assert "the code of random is not what it was; if it scores otherwise now, run it again" in caplog.text
+    monkeypatch.setattr(RandomImages, "version", 7, raising=False)
+    with pytest.raises(UserError, match=r"manifest\.json: random has version 7 here, the run was made with None; run"):
+        fb.case(copy)
+    del manifest["method"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert fb.case(copy).method == RandomImages()
 
 
 def test_the_settings_of_the_run_are_those_of_the_method(copy):

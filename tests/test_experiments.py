@@ -89,13 +89,29 @@ def test_cells_that_differ_by_values_are_as_if_composed(monkeypatch):
             assert cell.bench.settings == compose(cell.bench.overrides)
 
 
-def test_what_the_command_line_adds_to_a_grid_tells_rows_apart():
-    drawing, every = cells("methods", "experiment.grid.method=[akh]", "+experiment.grid.queries=[5,6]")
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["+experiment.grid.queries=[5,6]"], {"akh, queries=5": 3, "akh, queries=6": 3}),
+        (["++experiment.grid.queries=[5,6]"], {"akh, queries=5": 3, "akh, queries=6": 3}),
+        (["+experiment.grid.queries=[5]"], {"akh": 3}),
+        (["+experiment.grid.evasion=[none,jpeg]"], {"akh": 3, "akh under jpeg": 3}),
+        (["experiment.grid.method=[akh,random]", "label=mine"], {"mine, method=akh": 3, "mine, method=random": 3}),
+    ],
+)
+def test_cells_of_one_label_are_told_apart(words, names):
+    drawing, every = cells("methods", "experiment.grid.method=[akh]", *words)
     rows = drawing.exhibits(every)[0].data
-    assert rows["method"].value_counts().to_dict() == {"akh, queries=5": 3, "akh, queries=6": 3}
-    words = shlex.split(every[-1].command)[2:]
-    (alone,) = experiment.cells(experiment.composed(config.compose(words)), words)
-    assert alone.bench.settings.queries == 6 and alone.label == every[-1].label
+    assert rows["method"].value_counts().to_dict() == names
+    alone = shlex.split(every[-1].command)[2:]
+    (cell,) = experiment.cells(experiment.composed(config.compose(alone)), alone)
+    assert cell.bench.setting == every[-1].bench.setting
+
+
+def test_a_caption_has_the_suspects_of_all_cells():
+    varied = "+experiment.grid.attack.prune.variants=[[0.1],[0.1,0.2]]"
+    _, every = cells("methods", "experiment.grid.method=[akh]", "attack=prune", varied, seeds=(0,))
+    assert "seed 0; 1 positive, 1 negative or 2 positives, 2 negatives" in caption(every)
 
 
 def test_cells_share_what_they_agree_on_and_nothing_else():

@@ -37,13 +37,12 @@ def scores(
     return frame.assign(accuracy=0.9, evasion=evasion, seed=seed, profile=profile)[list(COLUMNS)]
 
 
-def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None, words=(), config=None):
-    """Write `frame` and what follows from it as the folder of a run, with its words and its configuration."""
+def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None, words=(), setting=""):
+    """Write `frame` and what follows from it as the folder of a run, with its words and the digest of its setting."""
     folder.mkdir(parents=True)
     frame.to_csv(folder / "scores.csv", index=False)
     (folder / "metrics.json").write_text(json.dumps(metrics.summary(frame) | {"cost": COST}))
-    manifest = {"time": time, "words": list(words), "config": config or {}}
-    manifest |= {"store": {"suspects": models}} if models else {}
+    manifest = {"time": time, "words": list(words), "store": {"suspects": models, "setting": setting}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -125,21 +124,24 @@ def test_a_method_under_an_evasion_is_told_apart(runs, tmp_path):
 
 
 def test_settings_of_a_method_are_told_apart_by_their_words(tmp_path):
-    words = ("attack=all", "method=beta", "store=here", "seed=1")
-    for seed, queries, more in (
-        (0, 20, ()),
-        (1, 20, ("attack=all",)),
-        (0, 50, ("+queries=50",)),
-        (0, 9, ("queries=9",)),
+    for name, seed, setting, *words in (
+        ("a", 0, "default"),
+        ("b", 1, "default", "queries=20", "attack=all", "jobs=1"),  # the default, spelt out
+        ("c", 0, "fifty", "+queries=50", "method.x=1"),
+        ("d", 1, "fifty", "method.x=1", "queries=50"),
+        ("e", 0, "nine", "queries=9"),
+        ("f", 0, "123456 one", "method.x=2"),  # a file was edited between these two
+        ("g", 0, "abcdef two", "method.x=2"),
     ):
-        config = {"queries": queries, "method": {"name": "beta"}}
-        write(tmp_path / f"{seed},{queries}", scores("beta", seed), words=["method=beta", *more], config=config)
-    write(tmp_path / "other", scores("alpha"), words=words, config={"queries": 5})
-    write(tmp_path / "again", scores("alpha"), words=[*words, "queries=5"], config={"queries": 5}, time="2026-01-03")
+        write(tmp_path / name, scores("beta", seed), words=["method=beta", *words], setting=setting)
+    write(tmp_path / "old", scores("alpha"), words=["queries=5"], setting="one")
+    write(tmp_path / "new", scores("alpha"), setting="one", time="2026-01-03")
     done = report([tmp_path], tmp_path / "out")
-    expected = {"beta": 3, "beta, +queries=50": 1, "beta, queries=9": 1, "alpha": 1}
-    assert done.table["method"].value_counts().to_dict() == expected  # two seeds of the first, and their mean
-    assert done.notes == (f"alpha, seed 0: left out {tmp_path / 'other'}, as {tmp_path / 'again'} is newer",)
+    names = done.table["method"].value_counts().to_dict()
+    assert names.pop("beta") == names.pop("beta, queries=50, method.x=1") == 3  # two seeds, and their mean
+    edited = {"beta, method.x=2 [123456]": 1, "beta, method.x=2 [abcdef]": 1}
+    assert names == {"beta, queries=9": 1, "alpha": 1, **edited}
+    assert done.notes == (f"alpha, seed 0: left out {tmp_path / 'old'}, as {tmp_path / 'new'} is newer",)
 
 
 def test_one_suspect_a_side_has_no_interval_and_one_of_an_older_run_is_read(tmp_path):

@@ -30,7 +30,8 @@ def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True)
     their number matters.
     """
     bench = drawn[0].bench
-    pirated = [suspect.pirated for suspect in bench.suspects]
+    sides = [[suspect.pirated for suspect in cell.bench.suspects] for cell in drawn]
+    models = dict.fromkeys(tables.suspects(sum(pirated), len(pirated) - sum(pirated)) for pirated in sides)
     asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
     count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
     evasions = {str(cell.bench.settings.evasion.name) for cell in drawn}
@@ -42,7 +43,7 @@ def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True)
         evasions.pop() if len(evasions) == 1 else "none",
         zoos.pop() if len(zoos) == 1 else 0,
     )
-    text = f"{setting}; {tables.suspects(sum(pirated), len(pirated) - sum(pirated))}{count}."
+    text = f"{setting}; {' or '.join(models)}{count}."
     return f"{text} {incomparable(bench)}".strip() if paper else text
 
 

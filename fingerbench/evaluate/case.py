@@ -24,6 +24,7 @@ from fingerbench.evaluate import gates, metrics, report
 from fingerbench.fingerprints import read_fingerprint
 from fingerbench.manifest import MANIFEST
 from fingerbench.ops import eight_bit
+from fingerbench.plugins import code_of
 from fingerbench.records import Fingerprint
 from fingerbench.untrusted import content
 
@@ -275,9 +276,22 @@ def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int, bool]:
     expected = "the number of outputs, as runs have it from now on: run its command again"
     require(is_whole(outputs) and outputs > 0, str(path), expected, outputs)
     try:
-        return _method(name, settings, words), outputs, given
+        method = _method(name, settings, words)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    _require_same(path, name, method, manifest.get("method"))
+    return method, outputs, given
+
+
+def _require_same(path: Path, name: str, method: Fingerprinter, then: Any) -> None:
+    """Refuse a method of another version than the run had, and warn of other code; older manifests have neither."""
+    if not isinstance(then, dict):
+        return
+    had, has = then.get("version"), getattr(method, "version", None)
+    if had != has:
+        raise UserError(f"{path}: {name} has version {has} here, the run was made with {had}; run its command again")
+    if any(dict(then.get("code") or {}).get(cls, digest) != digest for cls, digest in code_of([method]).items()):
+        log.warning("%s: the code of %s is not what it was; if it scores otherwise now, run it again", path, name)
 
 
 def _method(name: str, settings: Mapping[str, Any], words: Sequence[str]) -> Fingerprinter:

@@ -40,19 +40,24 @@ log = logging.getLogger(__name__)
 class Cell:
     """One point of the grid of an experiment: its settings by key, the seed among them, and the benchmark there.
 
-    command: what to type to fill this cell alone. added: those of the settings that the experiment's own grid lacks.
+    command: what to type to fill this cell alone. told: the keys of the settings that its label needs to have.
     """
 
     settings: Mapping[str, Any]
     command: str
     bench: Bench
-    added: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """What tables and figures call the row that this cell belongs to: its method, or what its YAML file says."""
-        added = (f"{key}={config.text(self.settings[key])}" for key in self.added)
-        return ", ".join([str(self.bench.settings.label), *added])
+        evasion = str(self.settings["evasion"]) if "evasion" in self.told else "none"
+        return tables.title(self._name, evasion)
+
+    @property
+    def _name(self) -> str:
+        told = (f"{key}={config.text(self.settings[key])}" for key in self.told if key != "evasion")
+        return ", ".join([str(self.bench.settings.label), *told])
 
     @cached_property
     def scores(self) -> DataFrame:
@@ -63,7 +68,7 @@ class Cell:
     def run(self) -> report.Run:
         """This cell as a run that `report.comparison` takes."""
         results = metrics.summary(self.scores) | {"cost": cost(self.bench)}
-        return report.Run.of(self.scores, results)
+        return report.Run.of(self.scores.assign(method=self._name), results)  # which names the evasion itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +129,9 @@ class Experiment:
     title: ClassVar[str]
     """What it shows, in a few words."""
 
+    axes: ClassVar[tuple[str, ...]] = ()
+    """Keys of its grid that it tells apart itself. Cells of one label that differ in others bear these in it."""
+
     grid: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
 
@@ -161,7 +169,6 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
             axis = key.partition(".")[0] if key.startswith("evasion.") else key
             raise UserError(f"{key}=: this experiment varies {axis} itself; choose with {_axis(axis)}=[...]")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    added = tuple(key for key in grid if any(word.startswith(f"+{_axis(key)}=") for word in words))
     benches: dict[str, Bench] = {}
     groups = [key for key in grid if config.options(key, words)]
     evasion = cache(lambda name: config.choice("evasion", name, words))
@@ -170,17 +177,29 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
         clean, name = _bench(point, words, benches, groups), point.get("evasion")
         return clean if name is None else clean.under(name, evasion(name))
 
-    return [Cell(point, _command(point, words, added), bench(point), added) for point in points]
+    every = [Cell(point, _command(point, words), bench(point)) for point in points]
+    return _told_apart(every, {*experiment.axes, "seed"})
+
+
+def _told_apart(every: Sequence[Cell], known: Collection[str]) -> list[Cell]:
+    """Return the cells, those of one label with what they differ in, but for the keys that are `known`."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for cell in every:
+        for key, value in cell.settings.items():
+            values.setdefault((cell.label, key), set()).add(repr(value))
+    keys = {c.label: tuple(k for k in c.settings if k not in known and len(values[c.label, k]) > 1) for c in every}
+    return [replace(cell, told=keys[cell.label]) for cell in every]
 
 
 def _axis(key: str) -> str:
     return "experiment.seeds" if key == "seed" else f"experiment.grid.{key}"
 
 
-def _command(point: Mapping[str, Any], words: Sequence[str], added: Collection[str]) -> str:
+def _command(point: Mapping[str, Any], words: Sequence[str]) -> str:
     choices = {_axis(key): f"[{config.text(value)}]" for key, value in point.items()}
     others = config.without(words, [*choices, *config.WHERE])
-    own = (f"{'+' * (key in added)}{_axis(key)}={choices[_axis(key)]}" for key in point)
+    signs = {word.lstrip("+").partition("=")[0]: "+" for word in words if word.startswith("+")}  # of an axis added
+    own = (f"{signs.get(axis, '')}{axis}={value}" for axis, value in choices.items())
     return shlex.join(["python", "run.py", *others, *own])
 
 

@@ -10,7 +10,8 @@ import datetime
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,7 @@ COLUMNS = (
     *("score", "score_8bit", "raw", "accuracy", "queries", "evasion", "seed", "profile"),
 )
 COSTS = ("seconds", "preparation_seconds", "peak_mib", "surrogates")
-# Of runs on the same suspects: the settings that tell runs of one method apart, and the words that do not.
-CHOSEN = ("method", "queries", "surrogates", "gan", "evasion")
+# Words that do not tell runs of one method on the same suspects apart.
 INDIFFERENT = (*config.LOCAL, "hydra", "seed", "label", "attack", "gates", "logger")
 PER_RUN = ("method", "source", "evasion", "seed", "profile")  # columns with one value in all rows of a run
 
@@ -50,7 +50,7 @@ class Run:
     row: dict[str, Any]  # its row of the comparison
     time: datetime.datetime
     models: str  # which models were judged: a digest of their store keys, empty if the manifest has none
-    chosen: str = ""  # a digest of the settings CHOSEN
+    setting: str = ""  # a digest of what was judged, whatever the seed; empty if the manifest has none
     words: tuple[str, ...] = ()  # the overrides that it was made with, but those of INDIFFERENT
 
     @classmethod
@@ -137,7 +137,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
             here = set()
         if not here:
             what = "no run with scores.csv in it" if path.is_dir() else "no such folder"
-            raise UserError(f"{path}: {what}; give folders of runs, or a folder that holds them")
+            raise UserError(f"{path}: {what}; give folders of runs, a folder that holds them, or experiment=NAME")
         folders |= here
     if not folders:
         raise UserError("expected at least one folder of runs, got none")
@@ -162,16 +162,16 @@ def load(folder: Path) -> Run:
         schema = manifest.get("schema", SCHEMA)
         require_schema(folder / MANIFEST, schema, SCHEMA, remedy)
         time = datetime.datetime.fromisoformat(manifest["time"])
-        models = manifest.get("store", {}).get("suspects")
+        stored = manifest.get("store", {})
+        models, setting = stored.get("suspects"), str(stored.get("setting", ""))
         digest = _digest(json.dumps(models, sort_keys=True)) if models else ""
-        settings = [manifest.get("config", {}).get(name) for name in CHOSEN]
         words = tuple(config.without(manifest.get("words", []), INDIFFERENT))
         if not all(word.isprintable() for word in words):
             raise ValueError("expected words without control characters")
     except _MALFORMED as error:
         raise _damaged(folder / MANIFEST, f"not the manifest of a run ({one_line(error)})") from error
     time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
-    return Run(folder, scores, row, time, digest, _digest(json.dumps(settings, sort_keys=True)), words)
+    return Run(folder, scores, row, time, digest, setting, words)
 
 
 def _belong(results: dict[str, Any], row: dict[str, Any], scores: DataFrame) -> bool:
@@ -245,21 +245,26 @@ def refuse_mixtures(runs: Sequence[Run]) -> None:
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Return `runs`, each named with the words that not all of its method have, where these have several settings.
+    """Return `runs`, each named after its setting, where there are several settings of its method.
 
-    Runs from before manifests had words have none.
+    The name has the words that not all of them were made with; where the words are the same, since a file was edited or
+    a version raised, the first digits of `Run.setting`, too. Runs from before manifests had it keep their names.
     """
-    groups: dict[str, list[Run]] = {}
+    words: dict[str, dict[str, tuple[str, ...]]] = {}
     for run in runs:
-        groups.setdefault(run.row["method"], []).append(run)
-    named = []
-    for method, group in groups.items():
-        shared = set.intersection(*(set(run.words) for run in group))
-        several = len({run.chosen for run in group}) > 1
-        for run in group:
-            own = [word for word in run.words if several and word not in shared]
-            named.append(replace(run, row={**run.row, "method": ", ".join([method, *own])}))
-    return named
+        if run.setting:
+            given = words.setdefault(run.row["method"], {})
+            given[run.setting] = min(given.get(run.setting, run.words), run.words, key=lambda w: (len(w), w))
+    names = {(method, setting): name for method, of in words.items() for setting, name in _names(method, of).items()}
+    return [replace(r, row=r.row | {"method": names.get((r.row["method"], r.setting), r.row["method"])}) for r in runs]
+
+
+def _names(method: str, words: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return what a method is called in each of its settings; `words`: what each of them was made with."""
+    shared = set.intersection(*map(set, words.values()))
+    names = {s: ", ".join([method, *(w.lstrip("+") for w in of if w not in shared)]) for s, of in words.items()}
+    counts = Counter(names.values())
+    return {s: f"{name} [{s[:6]}]" if counts[name] > 1 else name for s, name in names.items()}
 
 
 def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

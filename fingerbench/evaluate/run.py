@@ -21,6 +21,7 @@ from fingerbench.evaluate.specs import fingerprint_of, judge_of, summary_of
 from fingerbench.files import write_json
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.manifest import MANIFEST, manifest
+from fingerbench.plugins import code_of
 from fingerbench.records import Fingerprint, Suspect
 from fingerbench.store import Artefact, Spec
 
@@ -195,9 +196,11 @@ def describe(bench: Bench, **measured: Any) -> dict[str, Any]:
         seeds={"method": bench.settings.seed, "zoo": bench.settings.zoo.seed},
         data_sha256=spec.data,
         outputs=spec.classes,
+        method={"version": getattr(bench.method, "version", None), "code": code_of([bench.method])},
         **measured,
         store={
             "root": bench.settings.store,
+            "setting": bench.setting,
             "fingerprint": spec.key,
             "gan": spec.gan.key if spec.gan else None,
             "fid": fid.key if fid else None,

@@ -180,7 +180,7 @@ def terminal(frame: DataFrame, title: str = "", caption: str = "") -> Table:
     # Text, so that a "[" in a title or a cell is no markup
     table = Table(title=Text(title) if title else None, caption=Text(caption) if caption else None)
     for i, name in enumerate(frame.columns):
-        table.add_column(Text(str(name)), justify="right" if i else "left")
+        table.add_column(Text(str(name)), justify="right" if i else "left", overflow="ellipsis" if i else "fold")
     for row in cells(frame)[1:]:
         table.add_row(*map(Text, row))
     return table
