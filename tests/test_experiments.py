@@ -18,7 +18,7 @@ from fingerbench.evaluate import experiment, metrics, plots, tables
 from fingerbench.evaluate.captions import caption, incomparable
 from fingerbench.evaluate.experiment import Exhibit, _require_exhibits
 from fingerbench.evaluate.panels import Panel, bar_panels, line_panels
-from fingerbench.evaluate.report import Run
+from fingerbench.evaluate.report import Run, comparison
 
 COST = {"seconds": 1.0, "preparation_seconds": 2.0, "peak_mib": 3.0, "surrogates": 15}
 SMALL = ["zoo.architectures=[resnet18,vgg19_bn,xception]"]
@@ -100,9 +100,8 @@ def test_cells_that_differ_by_values_are_as_if_composed(monkeypatch):
     ],
 )
 def test_cells_of_one_label_are_told_apart(words, names):
-    drawing, every = cells("methods", "experiment.grid.method=[akh]", *words)
-    rows = drawing.exhibits(every)[0].data
-    assert rows["method"].value_counts().to_dict() == names
+    _, every = cells("methods", "experiment.grid.method=[akh]", *words)
+    assert comparison([cell.run for cell in every])["method"].value_counts().to_dict() == names
     alone = shlex.split(every[-1].command)[2:]
     (cell,) = experiment.cells(experiment.composed(config.compose(alone)), alone)
     assert cell.bench.setting == every[-1].bench.setting
