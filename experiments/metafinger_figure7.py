@@ -27,6 +27,7 @@ class Figure7(Experiment):
 
     paper: ClassVar[str] = "MetaFinger, figure 7"
     title: ClassVar[str] = "accuracy gap against the number of negative models"
+    closed: ClassVar[bool] = True
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the lines, and the table of the same numbers."""

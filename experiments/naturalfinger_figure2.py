@@ -28,6 +28,7 @@ class Figure2(Experiment):
 
     paper: ClassVar[str] = "NaturalFinger, figure 2"
     title: ClassVar[str] = "sample queries and their labels"
+    closed: ClassVar[bool] = True
 
     samples: tuple[int, ...] = (4, 20)
 

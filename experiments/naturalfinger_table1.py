@@ -32,6 +32,7 @@ class Table1(Experiment):
 
     paper: ClassVar[str] = "NaturalFinger, table 1"
     title: ClassVar[str] = "composition of the zoo"
+    closed: ClassVar[bool] = True
 
     def needs(self, bench: Bench) -> list[Spec]:
         """Return nothing: the plan of the zoo says it all."""

@@ -33,6 +33,7 @@ class Table2(Experiment):
 
     paper: ClassVar[str] = "NaturalFinger, table 2"
     title: ClassVar[str] = "stealthiness: queries that a detector flags"
+    closed: ClassVar[bool] = True
 
     runs: int = 3
     detector: Detector = field(default_factory=Detector)

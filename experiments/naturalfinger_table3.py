@@ -39,6 +39,7 @@ class Table3(Experiment):
 
     paper: ClassVar[str] = "NaturalFinger, table 3"
     title: ClassVar[str] = "ablation of its three tricks"
+    closed: ClassVar[bool] = True
 
     def exhibits(self, cells: Sequence[Cell]) -> list[Exhibit]:
         """Return the table, without the combinations that are not there."""

@@ -21,6 +21,7 @@ class ZooTable(Experiment):
 
     paper: ClassVar[str] = "the zoo"
     title: ClassVar[str] = "what was trained"
+    closed: ClassVar[bool] = True
 
     def needs(self, bench: Bench) -> list[Spec]:
         """Return suspects, surrogates and GAN."""

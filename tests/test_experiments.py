@@ -72,13 +72,13 @@ def cells(name, *words, seeds=(0, 1)):
 
 
 def test_cells_that_differ_by_values_are_as_if_composed(monkeypatch):
-    compose, composed = config.compose, []
+    compose, composed, akh = config.compose, [], ["experiment.grid.method=[akh]", "experiment.seeds=[0]"]
     monkeypatch.setattr(config, "compose", lambda words: composed.append(words) or compose(words))
     for name, grid, times in (
         ("naturalfinger_table3", ["experiment.seeds=[0,7]"], 1),
         ("across_zoos", ["experiment.grid.method=[akh,random]", "experiment.grid.zoo.seed=[0,3]"], 2),
-        ("metafinger_figure7", ["+experiment.grid.zoo.architectures=[[resnet18],[resnet34,vgg13_bn]]"], 1),
-        ("zoo", ["+experiment.grid.recipe=[demo,fast]", "+experiment.grid.queries=[5,6]"], 2),
+        ("methods", [*akh, "+experiment.grid.zoo.architectures=[[resnet18],[resnet34,vgg13_bn]]"], 1),
+        ("methods", [*akh, "+experiment.grid.recipe=[demo,fast]", "+experiment.grid.queries=[5,6]"], 2),
     ):
         words = [f"experiment={name}", *grid]
         drawn = experiment.composed(compose(words))
@@ -105,6 +105,25 @@ def test_cells_of_one_label_are_told_apart(words, names):
     alone = shlex.split(every[-1].command)[2:]
     (cell,) = experiment.cells(experiment.composed(config.compose(alone)), alone)
     assert cell.bench.setting == every[-1].bench.setting
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        (
+            "naturalfinger_table3",
+            "+experiment.grid.queries=[5,6]",
+            "queries: expected one value: this experiment",
+        ),
+        ("metafinger_figure7", "+experiment.grid.queries=[5,6]", "queries: expected one value: this experiment"),
+        ("zoo", "+experiment.grid.zoo.seed=[0,1]", "zoo.seed: expected one value: this experiment draws its own axes"),
+        ("methods", "experiment.seeds=[0,0]", r"experiment.seeds: expected each value once; got \[0, 0\]"),
+    ],
+)
+def test_what_an_experiment_would_draw_as_one_is_refused(name, words, said):
+    chosen = [f"experiment={name}", words]
+    with pytest.raises(UserError, match=said):
+        experiment.cells(experiment.composed(config.compose(chosen)), chosen)
 
 
 def test_a_caption_has_the_suspects_of_all_cells():

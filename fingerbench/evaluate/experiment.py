@@ -132,6 +132,9 @@ class Experiment:
     axes: ClassVar[tuple[str, ...]] = ()
     """Keys of its grid that it tells apart itself. Cells of one label that differ in others bear these in it."""
 
+    closed: ClassVar[bool] = False
+    """Its drawing has no place for axes beside its own: they are refused."""
+
     grid: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
 
@@ -164,6 +167,7 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
     grid = {**dict(config.leaves(experiment.grid)), "seed": experiment.seeds}
     for axis, values in grid.items():
         require(isinstance(values, list | tuple) and len(values) > 0, _axis(axis), "a list such as [a,b]", values)
+        require(len({*map(repr, values)}) == len(values), _axis(axis), "each value once", values)
     for key in (word.lstrip("+").partition("=")[0] for word in words):
         if key in grid or ("evasion" in grid and key.startswith("evasion.")):
             axis = key.partition(".")[0] if key.startswith("evasion.") else key
@@ -178,7 +182,10 @@ def cells(experiment: Experiment, words: Sequence[str]) -> list[Cell]:
         return clean if name is None else clean.under(name, evasion(name))
 
     every = [Cell(point, _command(point, words), bench(point)) for point in points]
-    return _told_apart(every, {*experiment.axes, "seed"})
+    apart = _told_apart(every, {*experiment.axes, "seed"})
+    others = sorted({_axis(key) for cell in apart for key in cell.told}) if experiment.closed else []
+    require(not others, ", ".join(others), "one value: this experiment draws its own axes alone", "several")
+    return apart
 
 
 def _told_apart(every: Sequence[Cell], known: Collection[str]) -> list[Cell]:
@@ -370,13 +377,21 @@ def perform(settings: DictConfig, words: Sequence[str], folder: Path) -> Page:
 
 
 def _write_scores(experiment: Experiment, filled: Sequence[Cell], path: Path) -> None:
-    """Write the scores of all cells, each with the settings of its cell, if the experiment asks suspects at all."""
+    """Write the scores of all cells, each with the settings of its cell, if the experiment asks suspects at all.
+
+    A setting that scores have as well, such as the queries asked for, gives way to what was measured.
+    """
     import pandas as pd
 
     asking = [c for c in filled if any(isinstance(spec, ResponseSpec) for spec in experiment.needs(c.bench))]
     if asking:
-        frames = [cell.scores.assign(**{k: config.text(v) for k, v in cell.settings.items()}) for cell in asking]
+        frames = [cell.scores.assign(**_others(cell)) for cell in asking]
         pd.concat(frames).to_csv(path, index=False)
+
+
+def _others(cell: Cell) -> dict[str, str]:
+    """Return the settings of a cell that its scores do not have, as texts."""
+    return {key: config.text(value) for key, value in cell.settings.items() if key not in cell.scores}
 
 
 def show(drawn: Page) -> None:
