@@ -107,14 +107,17 @@ def test_cells_of_one_label_are_told_apart(words, names):
     assert cell.bench.setting == every[-1].bench.setting
 
 
+def test_the_file_of_all_scores_has_the_queries_found(tmp_path):
+    drawing, every = cells("methods", "experiment.grid.method=[akh]", "+experiment.grid.queries=[5,6]", seeds=(0,))
+    experiment._write_scores(drawing, every, tmp_path / "cells.csv")
+    written = pd.read_csv(tmp_path / "cells.csv").groupby("method")["queries"].unique()
+    assert written.map(list).to_dict() == {"akh, queries=5": [100], "akh, queries=6": [99]}
+
+
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        (
-            "naturalfinger_table3",
-            "+experiment.grid.queries=[5,6]",
-            "queries: expected one value: this experiment",
-        ),
+        ("naturalfinger_table3", "+experiment.grid.queries=[5,6]", "queries: expected one value: this experiment"),
         ("metafinger_figure7", "+experiment.grid.queries=[5,6]", "queries: expected one value: this experiment"),
         ("zoo", "+experiment.grid.zoo.seed=[0,1]", "zoo.seed: expected one value: this experiment draws its own axes"),
         ("methods", "experiment.seeds=[0,0]", r"experiment.seeds: expected each value once; got \[0, 0\]"),
