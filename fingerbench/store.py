@@ -206,6 +206,14 @@ class Store:
         with writing(self.root, "store"):
             return (self.path(spec) / RECORD).is_file()
 
+    def current(self, spec: Spec) -> bool:
+        """Tell whether the artefact is there, and of its parents as they are now; of files, records alone are read."""
+        try:
+            self._require_fresh(spec, self.record(spec))
+        except (KeyError, DamagedError):
+            return False
+        return True
+
     def load(self, spec: Spec, device: torch.device | str = "cpu") -> Artefact:
         """Read an artefact, every byte checked.
 

@@ -173,10 +173,11 @@ def test_what_was_made_of_another_parent_is_stale(store):
     store.path(parent).rename(store.root / "gone")
     assert store.verify(cousin) is None, "a parent that is gone says nothing"
     store.save(parent, TENSORS, {"seconds": 2})
-    assert store.verify(cousin) is None, "the same bytes again"
+    assert store.verify(cousin) is None and store.current(cousin), "the same bytes again"
     store.path(parent).rename(store.root / "gone as well")
     store.save(parent, {"w": torch.zeros(2)}, {})
-    assert store.verify(child) is None
+    assert store.verify(child) is None and store.current(child)
+    assert store.has(cousin) and not store.current(cousin)
     told = store.verify(cousin)
     assert f"made of another {parent.label} than the store has now; set aside in" in told and not store.has(cousin)
 

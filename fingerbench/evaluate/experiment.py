@@ -110,8 +110,8 @@ class LackingError(UserError):
         hint = ", and --partial draws what is there" if len(page.missing) < page.cells else ""
         listed = "".join(f"\n  {command}" for command in page.missing)
         super().__init__(
-            f"experiment={page.name}: {len(page.missing)} of {page.cells} cells are not in the store; run.py with the "
-            f"same words fills them{hint}. One by one:{listed}"
+            f"experiment={page.name}: {len(page.missing)} of {page.cells} cells are not in the store, or of what has "
+            f"been made again since; run.py with the same words fills them{hint}. One by one:{listed}"
         )
 
 
@@ -274,9 +274,9 @@ def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: b
     Raises:
         LackingError: something is missing, and `partial` is not set, or nothing at all is there.
     """
-    lacking = {id(cell) for cell in every if not all(map(cell.bench.store.has, experiment.needs(cell.bench)))}
-    there = [cell for cell in every if id(cell) not in lacking]
-    commands = tuple(cell.command for cell in every if id(cell) in lacking)
+    current = _current(experiment, every)
+    there = [cell for cell, whole in zip(every, current, strict=True) if whole]
+    commands = tuple(cell.command for cell, whole in zip(every, current, strict=True) if not whole)
     settings = OmegaConf.to_yaml(every[0].bench.settings, resolve=True)
     undrawn = Page(name, experiment.paper, experiment.title, (), commands, len(every), settings)
     if commands and not (partial and there):
@@ -285,6 +285,18 @@ def page(name: str, experiment: Experiment, every: Sequence[Cell], *, partial: b
     drawn = experiment.exhibits(there)
     _require_exhibits(name, drawn)
     return replace(undrawn, exhibits=tuple(_marked(exhibit, mark) for exhibit in drawn))
+
+
+def _current(experiment: Experiment, every: Sequence[Cell]) -> list[bool]:
+    """Tell of each cell whether the store has all that it needs, made of what the store has now."""
+    known: dict[str, bool] = {}  # by key, since cells share most
+
+    def current(bench: Bench, spec: Spec) -> bool:
+        if spec.key not in known:
+            known[spec.key] = bench.store.current(spec)
+        return known[spec.key]
+
+    return [all(current(cell.bench, spec) for spec in experiment.needs(cell.bench)) for cell in every]
 
 
 def _require_exhibits(name: str, drawn: Any) -> None:
