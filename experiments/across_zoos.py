@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import range_of
 from fingerbench.errors import require
 from fingerbench.evaluate import metrics, tables
 from fingerbench.evaluate.captions import caption
@@ -77,7 +76,7 @@ def _means(values: DataFrame) -> DataFrame:
         means[f"{name}_low"] = groups[name].min().where(several)
         means[f"{name}_high"] = groups[name].max().where(several)
     for name in RANKS:
-        means[name] = groups[name].agg(range_of)
+        means[name] = groups[name].agg(tables.range_of)
     return means.sort_values("aruc", ascending=False, kind="stable").reset_index()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,7 +56,10 @@ def by_label(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def scores_of(cells: Sequence[Cell]) -> DataFrame:
-    """Return the scores of all cells, one below the other; missing where a method found no query, which is no 0."""
+    """Return the scores of all cells, one below the other; missing where a method found no query.
+
+    They count as 0 where a method is judged; drawn as a score, 0 would say that suspects were asked.
+    """
     import pandas as pd
 
     frame = pd.concat([cell.scores for cell in cells], ignore_index=True)
@@ -65,15 +68,8 @@ def scores_of(cells: Sequence[Cell]) -> DataFrame:
 
 def queries_of(cells: Sequence[Cell]) -> str:
     """Return how many queries each method had, from the seed with the fewest to that with the most, for a caption."""
-    texts = [f"{label} {range_of(map(_queries, group))}" for label, group in by_label(cells).items()]
-    return f"Queries: {', '.join(texts)}."
-
-
-def range_of(counts: Iterable[int]) -> str:
-    """Return whole numbers as "5 to 100", or "100" where they are equal."""
-    numbers = list(counts)
-    least, most = min(numbers), max(numbers)
-    return str(least) if least == most else f"{least} to {most}"
+    texts = [f"{label} {tables.range_of(map(_queries, group))}" for label, group in by_label(cells).items()]
+    return f"Queries: {', '.join(texts)}{'' if all(map(_queries, cells)) else f'; {tables.UNASKED}'}."
 
 
 def _queries(cell: Cell) -> int:
@@ -81,13 +77,8 @@ def _queries(cell: Cell) -> int:
 
 
 def aucs(scores: DataFrame) -> dict[str, float]:
-    """Return the AUC of each axis of `metrics.abp` whose family is in the scores of one run, by its short name.
-
-    It is NaN where the method found no query.
-    """
+    """Return the AUC of each axis of `metrics.abp` whose family is in the scores of one run, by its short name."""
     there = [family for family in metrics.AXES if family in set(scores["family"])]
-    if not (scores["queries"] > 0).all():
-        return dict.fromkeys((SHORT[f] for f in there), float("nan"))
     negative = metrics.sides(scores)[1]
     return {SHORT[f]: metrics.auc(metrics.sides(scores[scores["family"] == f])[0], negative) for f in there}
 
@@ -100,19 +91,13 @@ def trained_alone(scores: DataFrame) -> Series:
 def margins(cells: Sequence[Cell]) -> DataFrame:
     """Return a row for every cell and theft whose mirror is there: method (the label), seed, family, variant, margin.
 
-    margin is in [-1, 1] and signed, see `metrics.margins`; missing where the method found no query.
+    margin is in [-1, 1] and signed, see `metrics.margins`.
     """
     import pandas as pd
 
-    frames = [_margins(cell) for cell in cells]
-    return pd.concat(frames, ignore_index=True)[["method", "seed", "family", "variant", "margin"]]
-
-
-def _margins(cell: Cell) -> DataFrame:
-    found = metrics.margins(cell.scores).dropna(subset=["margin"])
-    if not _queries(cell):
-        found = found.assign(margin=np.nan)
-    return found.assign(method=cell.label, seed=cell.bench.settings.seed)
+    frames = [metrics.margins(c.scores).assign(method=c.label, seed=c.bench.settings.seed) for c in cells]
+    every = pd.concat(frames, ignore_index=True)[["method", "seed", "family", "variant", "margin"]]
+    return every.dropna(subset=["margin"]).reset_index(drop=True)
 
 
 def over_seeds(frame: DataFrame, by: Sequence[str], value: str) -> DataFrame:

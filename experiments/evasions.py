@@ -45,7 +45,7 @@ class Evasions(Experiment):
         """Return two tables and, where all six families of `metrics.AXES` are there, the radar charts."""
         import pandas as pd
 
-        said = f"Numbers are {averaged(cells)}. {queries_of(cells)} {caption(cells)}"
+        said = f"Numbers are {averaged(cells)}. {queries_of(cells)} {caption(cells, queries=False)}"
         long = pd.DataFrame([_row(cell) for cell in cells])
         exhibits = []
         for name in STATISTICS:

@@ -71,11 +71,12 @@ class Table1(Experiment):
         table = rows.pivot(index="method", columns="theft", values="mean")
         table = table.loc[rows["method"].unique(), rows["theft"].unique()].rename_axis(columns=None).reset_index()
         said = f"{SAID} {queries_of(cells)}"
-        against = f"Against all negatives. {said} {caption(cells)}"
+        against = f"Against all negatives. {said} {caption(cells, queries=False)}"
         exhibits = [Exhibit("freqgan_table1", against, table=table, data=rows)]
         beside = _beside(_rows(cells, as_in_paper))
         if len(beside):
-            text = f"{BESIDE} {_counted(as_in_paper(cells[0].scores))} {said} {caption(cells, paper=True)}"
+            about = caption(cells, paper=True, queries=False)
+            text = f"{BESIDE} {_counted(as_in_paper(cells[0].scores))} {said} {about}"
             exhibits.append(Exhibit("freqgan_table1_paper", text, table=beside))
         return exhibits
 

@@ -42,7 +42,7 @@ class Figure3(Experiment):
             f"Share of queries to which a stolen model answers what the source does: {spread(cells)}; none "
             "of a seed without a query. "
             f"{queries_of(cells)} The watermarks of the paper's figure are not in this benchmark. "
-            f"{METAFINGER} {caption(cells, paper=True)}"
+            f"{METAFINGER} {caption(cells, paper=True, queries=False)}"
         )
         bars, lines = rows[rows["family"] == "finetune"], rows[rows["family"].isin(LINES)]
         drawn = []

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import METAFINGER, by_label, over_seeds, queries_of, scores_of, spread
+from experiments.common import METAFINGER, by_label, over_seeds, queries_of, scores_of, spread, trained_alone
+from fingerbench.errors import require
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -14,11 +15,11 @@ from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ARCHITECTURES = {  # of the paper, and the independent model of ours that comes nearest
-    "ResNet": "mirror/source",
-    "VGG": "scratch/vgg19_bn",
-    "InceptionV3": "scratch/inceptionv3",
-    "DenseNet": "scratch/densenet121",
+ARCHITECTURES = {  # of the paper, and that of ours which comes nearest
+    "ResNet": "resnet18",
+    "VGG": "vgg19_bn",
+    "InceptionV3": "inceptionv3",
+    "DenseNet": "densenet121",
 }
 # Yang, Wang, Wang, IJCAI 2022, table 1, CIFAR-10: query accuracy in %, in the order of ARCHITECTURES.
 PAPER = {
@@ -43,6 +44,8 @@ class Table1(Experiment):
         """Return the table."""
         rows = _rows(cells)
         names = list(ARCHITECTURES)
+        wanted = f"independent networks of some of {', '.join(ARCHITECTURES.values())}"
+        require(len(rows) > 0, "zoo.architectures, attack", wanted, "none of them")
         pairs = zip(rows["method"], rows["architecture"], strict=True)
         printed = [PAPER[m][names.index(a)] if m in PAPER else None for m, a in pairs]
         rows["paper"] = printed
@@ -54,7 +57,7 @@ class Table1(Experiment):
             "seed without a query has no value. "
             f"{spread(cells).capitalize()}; the seeds are the method's. {METAFINGER} The paper's watermarks, not in "
             f"this benchmark, in the order {', '.join(names)}: {others}. {queries_of(cells)} "
-            f"{caption(cells, paper=True)}"
+            f"{caption(cells, paper=True, queries=False)}"
         )
         return [Exhibit("metafinger_table1", said, table=table, data=rows)]
 
@@ -64,8 +67,8 @@ def _rows(cells: Sequence[Cell]) -> DataFrame:
     import pandas as pd
 
     frame = scores_of(cells)
-    frame = frame.assign(percent=100 * frame["score"])
-    found = (frame[frame["suspect"] == s].assign(architecture=name) for name, s in ARCHITECTURES.items())
+    frame = frame[trained_alone(frame)].assign(percent=100 * frame["score"])
+    found = (frame[frame["arch"] == arch].assign(architecture=name) for name, arch in ARCHITECTURES.items())
     rows = over_seeds(pd.concat(found), ["method", "architecture", "suspect"], "percent")
     methods = list(by_label(cells))
     return rows.sort_values("method", key=lambda names: names.map(methods.index), kind="stable", ignore_index=True)

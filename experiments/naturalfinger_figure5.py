@@ -38,7 +38,8 @@ class Figure5(Experiment):
         means = over_seeds(scores, ["method", "side", "share"], "score")
         panels = {label: _panel(label, means, scores) for label in by_label(cells)}
         said = (
-            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} {PAPER} Scores are {spread(cells)}. "
+            f"{caption(cells, paper=True, queries=False)} {queries_of(cells)} {PAPER} Scores are {spread(cells)}; none "
+            "of a seed without a query. "
             "Share: of the images fine-tuned with, those whose adversarial examples were added, at 0 the source and "
             "its mirror, unattacked. Dashed: the lowest positive and, in the colour of the mirrors, the highest "
             "mirror here under any seed."

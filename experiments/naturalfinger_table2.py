@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import over_seeds, range_of
+from experiments.common import over_seeds
 from fingerbench.bench import Bench
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
@@ -88,7 +88,7 @@ class Table2(Experiment):
         ]
         frame = pd.DataFrame(facts).astype({"detection_rate": float})  # missing of a method that made no query
         table = over_seeds(frame, ["method"], "detection_rate")
-        table.insert(1, "queries", frame.groupby("method", sort=False)["queries"].agg(range_of).to_numpy())
+        table.insert(1, "queries", frame.groupby("method", sort=False)["queries"].agg(tables.range_of).to_numpy())
         return table.assign(paper=[PAPER.get(method) for method in table["method"]])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.common import averaged, range_of
+from experiments.common import averaged
 from fingerbench.evaluate import tables
 from fingerbench.evaluate.captions import caption
 from fingerbench.evaluate.experiment import Cell, Exhibit, Experiment
@@ -65,5 +65,5 @@ def _row(tricks: tuple[bool, ...], runs: DataFrame, cells: Sequence[Cell]) -> di
         **{name: "x" if on else tables.NOTHING for name, on in zip(TRICKS.values(), tricks, strict=True)},
         "ARUC": tables.estimate(last["aruc"], last["aruc_low"], last["aruc_high"]),
         "paper": f"{PAPER[tricks]:.2f}",
-        "queries": range_of(cell.run.row["queries"] for cell in cells),
+        "queries": tables.range_of(cell.run.row["queries"] for cell in cells),
     }

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from experiments.common import by_label, over_seeds, queries_of, scores_of, spread, trained_alone
 from fingerbench.errors import require
 from fingerbench.evaluate import metrics, tables
@@ -28,7 +26,7 @@ SAID = (
 COLUMNS = (
     "A and B: independent networks of that half; scratch: mean of those from random weights, over the architectures "
     "that both halves have; max, min: the highest and lowest score; AUC: of the stolen ones against those of that "
-    "half; a seed without a query has no value."
+    "half; a seed without a query has no scores."
 )
 
 
@@ -79,19 +77,19 @@ def _rows(cells: Sequence[Cell]) -> DataFrame:
 
 
 def _measures(scores: DataFrame) -> dict[str, float]:
-    """Return what the scores of one run say, by the heading of its column; nothing of a run without a query."""
+    """Return what the scores of one run say, by the heading of its column; of a run without a query, AUCs alone."""
     stolen, other, same = _by_group(scores).values()
     alone = scores[trained_alone(scores)]
     pairs = alone.merge(scores[scores["group"] == SAME], on="arch")
-    made = bool(scores["score"].notna().all())
+    judged = _by_group(scores.fillna({"score": 0.0}))
     return {
         "scratch B": pairs["score_x"].mean(),
         "scratch A": pairs["score_y"].mean(),
         "max B": max(other),
         "max A": max(same),
         "min stolen": min(stolen),
-        "AUC B": metrics.auc(stolen, other) if made else np.nan,
-        "AUC A": metrics.auc(stolen, same) if made else np.nan,
+        "AUC B": metrics.auc(judged[STOLEN], judged[OTHER]),
+        "AUC A": metrics.auc(judged[STOLEN], judged[SAME]),
     }
 
 

@@ -349,16 +349,27 @@ def test_figure_7_tells_seen_from_unseen_architectures():
     assert heights[-1] == pytest.approx(np.mean(both))
 
 
-@pytest.mark.parametrize("name", ["naturalfinger_figure5", "naturalfinger_figure6", "freqgan_table1"])
-def test_a_seed_without_queries_does_not_count(name):
-    drawing, every = cells(name, "experiment.grid.method=[ipguard]")
+def test_a_seed_without_queries_has_no_scores():
+    drawing, every = cells("naturalfinger_figure5", "experiment.grid.method=[ipguard]")
     alone = drawing.exhibits(every[:1])[0].data
     vars(every[1])["scores"] = every[1].scores.assign(queries=0, score=0.0)
     both = drawing.exhibits(every)[0].data
     assert both["mean"].to_list() == pytest.approx(alone["mean"].to_list()) and alone["mean"].notna().all()
     vars(every[0])["scores"] = every[0].scores.assign(queries=0, score=0.0)
     drawn = drawing.exhibits(every)[0]
-    assert drawn.data["mean"].isna().all() and "Queries: ipguard 0." in drawn.caption
+    assert drawn.data["mean"].isna().all() and f"Queries: ipguard 0; {tables.UNASKED}." in drawn.caption
+
+
+@pytest.mark.parametrize(("name", "nothing"), [("naturalfinger_figure6", 0.0), ("freqgan_table1", 0.5)])
+def test_a_seed_without_queries_counts_where_methods_are_judged(name, nothing):
+    drawing, every = cells(name, "experiment.grid.method=[ipguard]")
+    alone = drawing.exhibits(every[:1])[0].data
+    vars(every[1])["scores"] = every[1].scores.assign(queries=0, score=0.0)
+    drawn = drawing.exhibits(every)[0]
+    areas = drawn.data.get("theft", pd.Series(index=drawn.data.index)) == "ABP"
+    expected = (alone["mean"] + areas.map({False: nothing, True: metrics.abp([nothing] * 6)})) / 2
+    assert drawn.data["mean"].to_list() == pytest.approx(expected.to_list())
+    assert f"{tables.UNASKED}." in drawn.caption
 
 
 def test_table_3_has_a_row_for_every_combination_of_tricks():

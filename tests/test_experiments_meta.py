@@ -1,6 +1,7 @@
 """The experiments of MetaFinger's and FreqGAN's papers and of the evasions, on a zoo that nobody has trained."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from fingerbench import config
 from fingerbench.data.digits import Digits
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics, plots, tables
-from fingerbench.evaluate.experiment import cells, composed, page, write
+from fingerbench.evaluate.experiment import LackingError, cells, composed, page, write
 from fingerbench.evaluate.panels import Panel, radar_panels
 from fingerbench.evaluate.run import scores
 from fingerbench.zoo.model import ModelSpec
@@ -153,6 +154,24 @@ def test_table_1_is_in_per_cent(draw):
     assert row["high"] == pytest.approx(100 * max(mirror))
 
 
+def test_answers_to_what_was_a_fingerprint_once_are_not_drawn(draw):
+    words = ("experiment.grid.method=[random]", "experiment.seeds=[5]")
+    _, every = draw("metafinger_table1", *words, families=["source", "scratch"])
+    spec, store = every[0].bench.fingerprint_spec, every[0].bench.store
+    made = store.load(spec)
+    shutil.rmtree(store.path(spec))
+    store.save(spec, {**made.tensors, "queries": 1 - made.tensors["queries"]}, made.facts)
+    with pytest.raises(LackingError, match="1 of 1 cells are not in the store, or of what has been made again since"):
+        page("metafinger_table1", composed(config.compose(["experiment=metafinger_table1"])), every)
+
+
+def test_the_resnet_of_table_1_is_one_whatever_the_source(draw):
+    words = ("experiment.grid.method=[random]", "experiment.seeds=[0]", "zoo.source=vgg19_bn")
+    drawn, _ = draw("metafinger_table1", *words, families=["source", "scratch"])
+    shown = table(drawn, "metafinger_table1").set_index("architecture")["suspect"]
+    assert shown.to_dict() == {"ResNet": "scratch/resnet18", "VGG": "mirror/source"}
+
+
 def test_networks_of_the_sources_half_are_beside_all_others(draw):
     drawn, every = draw("same_half", *TWO, families=["source", "distill", "scratch", "same-half"])
     runs = [cell.scores.set_index("suspect")["score"] for cell in every if cell.label == "random"]
@@ -178,15 +197,17 @@ def test_networks_of_the_sources_half_are_beside_all_others(draw):
     assert left.collections[2].get_offsets()[:, 0].tolist() == [value for run in runs for value in run[innocent]]
 
 
-def test_a_method_without_queries_says_nothing_of_the_sources_half(draw):
+def test_a_method_without_queries_has_no_scores_and_the_auc_of_a_guess(draw):
     _, every = draw("same_half", *TWO, families=["source", "scratch", "same-half"])
     for cell in every:
         if cell.label == "akh":
             cell.__dict__["scores"] = cell.scores.assign(queries=0, score=0.0)
     table, dots = composed(config.compose(["experiment=same_half"])).exhibits(every)
     found = table.data.set_index(["method", "measure"])["mean"]
-    assert found.loc["akh"].isna().all() and found.loc["random"].notna().all()
-    assert set(table.table.set_index("method").loc["akh"]) == {tables.NOTHING}
+    judged = found.loc["akh"].index.str.startswith("AUC")
+    assert found.loc["akh"][~judged].isna().all() and found.loc["random"].notna().all()
+    assert found.loc["akh"][judged].tolist() == [0.5, 0.5]
+    assert set(table.table.set_index("method").loc["akh"][~judged]) == {tables.NOTHING}
     _, right = dots.figure.axes
     assert not any(np.ma.count(row.get_offsets()[:, 0]) for row in right.collections)
 

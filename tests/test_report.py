@@ -37,12 +37,13 @@ def scores(
     return frame.assign(accuracy=0.9, evasion=evasion, seed=seed, profile=profile)[list(COLUMNS)]
 
 
-def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None, words=(), setting=""):
-    """Write `frame` and what follows from it as the folder of a run, with its words and the digest of its setting."""
+def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None, words=(), setting="", zoo=0):
+    """Write `frame` and what follows from it as the folder of a run, with what its manifest says of it."""
     folder.mkdir(parents=True)
     frame.to_csv(folder / "scores.csv", index=False)
     (folder / "metrics.json").write_text(json.dumps(metrics.summary(frame) | {"cost": COST}))
-    manifest = {"time": time, "words": list(words), "store": {"suspects": models, "setting": setting}}
+    stored = {"suspects": models, "setting": setting}
+    manifest = {"time": time, "words": list(words), "seeds": {"zoo": zoo}, "store": stored}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -121,6 +122,18 @@ def test_a_method_under_an_evasion_is_told_apart(runs, tmp_path):
     assert done.table["method"].value_counts().to_dict() == {"alpha_1": 3, "beta": 1, "beta under jpeg": 1}
     assert "seed 0, evasion jpeg;" in caption_of(scores(evasion="jpeg"))
     assert "evasion" not in caption_of(scores())
+
+
+def test_captions_tell_the_seed_of_the_zoo_and_what_no_query_counts_as(tmp_path):
+    frame = scores().assign(queries=0, score=0.0, score_8bit=0.0)
+    assert "seed 0, zoo seed 7;" in caption_of(frame, 7) and f"0 queries ({tables.UNASKED})" in caption_of(frame)
+    assert "zoo" not in caption_of(scores()) and caption_of(scores()).endswith("; 100 queries")
+    write(tmp_path / "a", scores("beta"), zoo=7)
+    text = report([tmp_path / "a"], tmp_path / "out").files[1].read_text()
+    assert "seed 0, zoo seed 7; " in text and tables.UNASKED not in text
+    write(tmp_path / "b", frame, zoo=7)
+    text = report([tmp_path / "a", tmp_path / "b"], tmp_path / "out").files[1].read_text()
+    assert f"5 negatives; {tables.UNASKED}." in text
 
 
 def test_settings_of_a_method_are_told_apart_by_their_words(tmp_path):

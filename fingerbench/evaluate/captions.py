@@ -32,8 +32,8 @@ def caption(drawn: Sequence[Cell], *, paper: bool = False, queries: bool = True)
     bench = drawn[0].bench
     sides = [[suspect.pirated for suspect in cell.bench.suspects] for cell in drawn]
     models = dict.fromkeys(tables.suspects(sum(pirated), len(pirated) - sum(pirated)) for pirated in sides)
-    asked = sorted({bench.store.facts(c.bench.fingerprint_spec)["queries"] for c in drawn if queries and _made(c)})
-    count = f"; {asked[0]}{f' to {asked[-1]}' if len(asked) > 1 else ''} queries" if asked else ""
+    made = [cell.bench.store.facts(cell.bench.fingerprint_spec) for cell in drawn if queries and _made(cell)]
+    count = f"; {tables.asked([facts['queries'] for facts in made])}" if made else ""
     evasions = {str(cell.bench.settings.evasion.name) for cell in drawn}
     zoos = {cell.bench.settings.zoo.seed for cell in drawn}
     setting = tables.setting(

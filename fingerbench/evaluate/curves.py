@@ -24,13 +24,13 @@ UNIQUENESS: Any = {"linewidth": 1.3, "dashes": (4, 2)}
 AREA: Any = {"linewidth": 0, "alpha": 0.25}
 
 
-def aruc_figure(frame: DataFrame) -> Figure:
+def aruc_figure(frame: DataFrame, zoo: int = 0) -> Figure:
     """Draw robustness and uniqueness against the threshold; the area that both share, shaded, is the ARUC.
 
-    frame: the scores of one run.
+    frame: the scores of one run; zoo: the seed of its zoo.
     """
     method = str(frame["method"].iloc[0])
-    with canvas(5.2, 3.9, caption_of(frame)) as figure:
+    with canvas(5.2, 3.9, caption_of(frame, zoo)) as figure:
         axes = figure.add_subplot()
         _draw_curves(axes, [frame], colour(method))
         axes.set_title(f"{method}: {_aruc_text([frame])}")
@@ -99,13 +99,16 @@ def bars_legend(means: DataFrame, seeds: DataFrame) -> str:
     return "Bars: means over seeds; lines: 95 % intervals; dots: seeds."
 
 
-def caption_of(frame: DataFrame) -> str:
-    """Return the line below the figures of one run: data set and source, profile, seed, evasion, models, queries."""
+def caption_of(frame: DataFrame, zoo: int = 0) -> str:
+    """Return the line below the figures of one run: data set and source, profile, seeds, evasion, models, queries.
+
+    zoo: the seed of the zoo, which is named where it is not 0.
+    """
     pirated = frame["pirated"].astype(bool)
     first = frame.iloc[0]
     models = tables.suspects(int(pirated.sum()), int((~pirated).sum()))
-    setting = tables.setting(first["source"], first["profile"], [first["seed"]], first["evasion"])
-    return f"{setting}; {models}; {first['queries']} queries"
+    setting = tables.setting(first["source"], first["profile"], [first["seed"]], first["evasion"], zoo)
+    return f"{setting}; {models}; {tables.asked([first['queries']])}"
 
 
 def _points(runs: Sequence[DataFrame]) -> dict[str, Floats]:

@@ -52,6 +52,7 @@ class Run:
     models: str  # which models were judged: a digest of their store keys, empty if the manifest has none
     setting: str = ""  # a digest of what was judged, whatever the seed; empty if the manifest has none
     words: tuple[str, ...] = ()  # the overrides that it was made with, but those of INDIFFERENT
+    zoo: int = 0  # the seed of its zoo; 0 if the manifest has none
 
     @classmethod
     def of(cls, scores: DataFrame, results: dict[str, Any]) -> Run:
@@ -166,12 +167,13 @@ def load(folder: Path) -> Run:
         models, setting = stored.get("suspects"), str(stored.get("setting", ""))
         digest = _digest(json.dumps(models, sort_keys=True)) if models else ""
         words = tuple(config.without(manifest.get("words", []), INDIFFERENT))
+        zoo = int(manifest.get("seeds", {}).get("zoo", 0))
         if not all(word.isprintable() for word in words):
             raise ValueError("expected words without control characters")
     except _MALFORMED as error:
         raise _damaged(folder / MANIFEST, f"not the manifest of a run ({one_line(error)})") from error
     time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
-    return Run(folder, scores, row, time, digest, setting, words)
+    return Run(folder, scores, row, time, digest, setting, words, zoo)
 
 
 def _belong(results: dict[str, Any], row: dict[str, Any], scores: DataFrame) -> bool:
@@ -377,8 +379,9 @@ def _write(table: DataFrame, runs: Sequence[Run], notes: Sequence[str], out: Pat
 def _caption(runs: Sequence[Run]) -> str:
     first = runs[0].scores.iloc[0]
     positive, negative = metrics.sides(runs[0].scores)
-    setting = tables.setting(first["source"], first["profile"], {run.row["seed"] for run in runs})
-    return f"{setting}; {tables.suspects(len(positive), len(negative))}"
+    setting = tables.setting(first["source"], first["profile"], {run.row["seed"] for run in runs}, zoo=runs[0].zoo)
+    text = f"{setting}; {tables.suspects(len(positive), len(negative))}"
+    return text if all(run.row["queries"] for run in runs) else f"{text}; {tables.UNASKED}"
 
 
 def read_json(path: Path) -> Any:

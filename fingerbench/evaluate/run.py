@@ -63,7 +63,7 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
             curves.to_csv(folder / "losses.csv", index=False)
         write_json(folder / "metrics.json", metrics)
         write_fingerprint(fingerprint, folder / "fingerprint.safetensors")
-        draw(frame, fingerprint, folder / "figures")
+        draw(frame, fingerprint, folder / "figures", bench.settings.zoo.seed)
         if fid:
             draw_gan(bench.store.load(fid), folder / "figures")
         made, peaks = _made(bench)
@@ -162,10 +162,10 @@ def _facts(bench: Bench) -> list[dict[str, Any]]:
     return [{**bench.store.facts(s), "key": key} for key, s in every.items()]
 
 
-def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path) -> None:
-    """Draw figures/aruc and, if there are queries, figures/queries."""
-    caption = caption_of(frame)
-    plots.save(aruc_figure(frame), folder / "aruc")
+def draw(frame: pd.DataFrame, fingerprint: Fingerprint, folder: Path, zoo: int = 0) -> None:
+    """Draw figures/aruc and, if there are queries, figures/queries; zoo: the seed of the zoo."""
+    caption = caption_of(frame, zoo)
+    plots.save(aruc_figure(frame, zoo), folder / "aruc")
     if not len(fingerprint):
         return
     labels = fingerprint.state["labels"].tolist() if "labels" in fingerprint.state else None

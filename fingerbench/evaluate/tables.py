@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ COSTS_NOTE = (
     "surrogates beside the source; queries to each suspect."
 )
 NOTE = "negatives of an attack are its mirrors; AUC of a family is against all negatives"
+UNASKED = "without queries ARUC counts as 0, AUC as 0.5, a margin as 0"  # since every score is 0
 TOTALS_NOTE = "intervals of ARUC and AUC: 95 % bootstrap; value of the separating thresholds: their width"
 
 _LATEX = str.maketrans(
@@ -94,6 +95,18 @@ def totals_table(summary: Mapping[str, Any]) -> DataFrame:
 def suspects(positives: int, negatives: int) -> str:
     """Return how many suspects of either kind there are, such as "1 positive, 91 negatives"."""
     return f"{positives} positive{'s' * (positives != 1)}, {negatives} negative{'s' * (negatives != 1)}"
+
+
+def range_of(counts: Iterable[int]) -> str:
+    """Return whole numbers as "5 to 100", or "100" where they are equal."""
+    numbers = list(counts)
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def asked(counts: Collection[int]) -> str:
+    """Return how many queries there were, such as "5 to 100 queries", and what it counts as that there were none."""
+    return f"{range_of(counts)} queries" + (f" ({UNASKED})" if 0 in counts else "")
 
 
 def setting(source: str, profile: str, seeds: Collection[int], evasion: str = "none", zoo: int = 0) -> str:
