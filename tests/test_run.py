@@ -61,8 +61,12 @@ def test_a_run_writes_everything(built):
 
 def test_the_same_again_makes_nothing(built, tmp_path):
     store, folder, _ = built
+    earlier = tmp_path / "figures" / "gan.png"  # of another method, in the same folder
+    earlier.parent.mkdir()
+    earlier.touch()
     output = run(store, tmp_path, "method=random", FAMILIES)
     assert "nothing to make" in output
+    assert not earlier.exists() and (tmp_path / "figures" / "queries.png").exists()
     assert (tmp_path / "scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()
 
 

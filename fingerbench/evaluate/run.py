@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOT_ALWAYS = ("losses.csv", "figures/queries.png", "figures/gan.png")  # of the files of a run
+
 
 def plan(bench: Bench) -> list[Spec]:
     """Return everything that a run needs of the store: see `Bench.plan` and `gates.plan`."""
@@ -56,6 +58,8 @@ def run(bench: Bench, folder: Path) -> pd.DataFrame:
     fingerprint = fingerprint_of(bench.store.load(bench.fingerprint_spec))
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
+        for name in NOT_ALWAYS:  # those of an earlier run here would pass for this one's
+            (folder / name).unlink(missing_ok=True)
         frame.to_csv(folder / "scores.csv", index=False)
         models(bench).to_csv(folder / "models.csv", index=False)
         curves = losses(bench)
