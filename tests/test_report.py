@@ -376,6 +376,11 @@ def test_drawing_leaves_the_global_style_alone():
 
 def test_colours_are_stable_and_known_methods_differ():
     assert plots.colour("naturalfinger") != plots.colour("ipguard")
+    alike = [f"sweep, queries={n}" for n in range(20)]
+    shades = plots.colours([*alike[:8], "akh"])
+    assert len(set(map(plots.colour, alike[:8]))) < 8 and len(set(shades.values())) == 9
+    assert shades["akh"] == plots.COLOURS["akh"]
+    assert shades[alike[0]] == plots.colour(alike[0]) and len(plots.colours(alike)) == 20
     assert plots.colour("somebody-elses") == "#661100" in plots.OTHER_COLOURS
     assert len({*plots.COLOURS.values(), *plots.OTHER_COLOURS}) == len(plots.COLOURS) + len(plots.OTHER_COLOURS)
 

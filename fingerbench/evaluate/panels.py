@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fingerbench.evaluate import metrics
-from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour, grid_shape
+from fingerbench.evaluate.plots import INK, axes_grid, canvas, colour, colours, grid_shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ class Panel:
 
     x: numbers, or texts; series: name -> values (x,), NaN where there is none; low, high: ends of their intervals,
     for those series that have some; across: a horizontal line at each of these values, by what it is: in the colour
-    of the series of that name, if there is one; colours: of series that have another than `colour` gives their name;
+    of the series of that name, if there is one; colours: of series that have others than `plots.colours` gives;
     marks: open markers at values (x,), NaN where there is none, by what they are.
     """
 
@@ -41,10 +41,6 @@ class Panel:
     colours: Mapping[str, str] = field(default_factory=dict)
     marks: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
-    def shade(self, name: str) -> str:
-        """Return the colour of a series."""
-        return self.colours.get(name) or colour(name)
-
 
 def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, limits: Limits = (0, 1)) -> Figure:
     """Draw one panel of lines for each title, side by side: a line a method, with its interval as a band.
@@ -52,7 +48,7 @@ def line_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, 
     The x values of a panel are numbers, or texts at equal distances. limits: of y in all panels; None: as the data.
     """
     rows, columns = grid_shape(len(panels))
-    markers = _markers(panels)
+    panels, markers = _coloured(panels), _markers(panels)
     with canvas(max(5.2, 3.3 * columns), 2.7 * rows + 0.4, caption) as figure:
         grid = axes_grid(figure, len(panels), columns, sharey=True)
         for axes, (title, panel) in zip(grid, panels.items(), strict=True):
@@ -69,6 +65,7 @@ def bar_panels(panels: Mapping[str, Panel], ylabel: str, caption: str = "", *, l
 
     Thin lines are intervals, open markers the `marks`. limits: of y in all panels; None: as the data.
     """
+    panels = _coloured(panels)
     most = max(len(panel.x) * max(len(panel.series), 1) for panel in panels.values())
     with canvas(min(10.0, max(5.2, 0.17 * most + 1.5)), 2.6 * len(panels) + 0.6, caption) as figure:
         grid = axes_grid(figure, len(panels), 1, sharey=True)
@@ -110,13 +107,19 @@ def radar_panels(panels: Mapping[str, Panel], caption: str = "") -> Figure:
     """
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    markers = _markers(panels)
+    panels, markers = _coloured(panels), _markers(panels)
     with canvas(4.2 * columns, 4.4 * rows, caption) as figure:
         grid = axes_grid(figure, len(panels), columns, subplot_kw={"projection": "polar"})
         for axes, (title, panel) in zip(grid, panels.items(), strict=True):
             _draw_radar(axes, panel, markers)
             axes.set_title(title)
     return figure
+
+
+def _coloured(panels: Mapping[str, Panel]) -> dict[str, Panel]:
+    """Return the panels of a figure, every series with a colour of its own."""
+    shades = colours(name for panel in panels.values() for name in panel.series)
+    return {title: replace(panel, colours=shades | dict(panel.colours)) for title, panel in panels.items()}
 
 
 def _ylim(limits: Limits) -> dict[str, Any]:
@@ -127,10 +130,10 @@ def _draw_lines(axes: Axes, panel: Panel, markers: Mapping[str, str]) -> None:
     texts = any(isinstance(x, str) for x in panel.x)
     places = np.arange(len(panel.x)) if texts else np.asarray(panel.x, dtype=float)
     for name, value in panel.across.items():
-        shade = panel.shade(name) if name in panel.series else INK
+        shade = panel.colours[name] if name in panel.series else INK
         axes.axhline(value, color=shade, linewidth=0.8, dashes=(3, 2))
     for name, values in panel.series.items():
-        shade = panel.shade(name)
+        shade = panel.colours[name]
         if name in panel.low:
             axes.fill_between(places, panel.low[name], panel.high[name], color=shade, alpha=0.15, linewidth=0)
         axes.plot(places, values, color=shade, marker=markers[name], markersize=4)
@@ -141,7 +144,8 @@ def _draw_groups(axes: Axes, panel: Panel) -> None:
     width = 0.8 / max(len(panel.series), 1)
     for number, (name, values) in enumerate(panel.series.items()):
         places = np.arange(len(panel.x)) - 0.4 + width * (number + 0.5)
-        axes.bar(places, values, 0.92 * width, color=panel.shade(name), edgecolor=panel.shade(name))  # 0 has an edge
+        shade = panel.colours[name]
+        axes.bar(places, values, 0.92 * width, color=shade, edgecolor=shade)  # 0 has an edge
         if name in panel.low:
             for ink, linewidth in (("white", 2.4), (INK, 1.0)):  # the white edge parts the line from a dark bar
                 axes.vlines(places, panel.low[name], panel.high[name], color=ink, linewidth=linewidth)
@@ -159,7 +163,7 @@ def _draw_radar(axes: Axes, panel: Panel, markers: Mapping[str, str]) -> None:
     angles = np.linspace(0, 2 * np.pi, len(panel.x), endpoint=False)
     for name, values in panel.series.items():
         area = f", ABP {metrics.abp(values):.2f}" if len(values) == 6 else ""
-        style: Any = {"color": panel.shade(name), "marker": markers[name], "markersize": 3.5, "linewidth": 1.3}
+        style: Any = {"color": panel.colours[name], "marker": markers[name], "markersize": 3.5, "linewidth": 1.3}
         axes.plot(np.append(angles, 0), [*values, values[0]], label=name + area, **style)
     axes.set_xticks(angles, [str(x) for x in panel.x], fontsize=8)
     axes.set_yticks([0.25, 0.5, 0.75, 1], ["", "0.5", "", "1"], fontsize=7, color=INK)
@@ -185,7 +189,7 @@ def _series_legend(figure: Figure, panels: Mapping[str, Panel], markers: Mapping
     shades: dict[str, list[str]] = {}
     for panel in panels.values():
         for name in panel.series:
-            shades.setdefault(name, []).append(panel.shade(name))
+            shades.setdefault(name, []).append(panel.colours[name])
     handles: list[Any] = [
         tuple(
             Line2D([], [], color=shade, marker=markers[name], markersize=5) if markers else Patch(color=shade)

@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,15 @@ def colour(method: str) -> str:
     """Return the colour of a method, "#rrggbb"; for one not in COLOURS it follows from the name alone."""
     digest = hashlib.sha256(method.encode()).digest()
     return COLOURS.get(method, OTHER_COLOURS[digest[0] % len(OTHER_COLOURS)])
+
+
+def colours(methods: Iterable[str]) -> dict[str, str]:
+    """Return the `colour` of each method; where one before it has that, the first of the others that none has."""
+    shades: dict[str, str] = {}
+    for method in dict.fromkeys(methods):
+        free = [shade for shade in (colour(method), *OTHER_COLOURS) if shade not in shades.values()]
+        shades[method] = free[0] if free else colour(method)
+    return shades
 
 
 @contextmanager
