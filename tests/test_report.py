@@ -37,13 +37,14 @@ def scores(
     return frame.assign(accuracy=0.9, evasion=evasion, seed=seed, profile=profile)[list(COLUMNS)]
 
 
-def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None, words=(), setting="", zoo=0):
+def write(folder, frame, time="2026-01-02T03:04:05+00:00", models=None, words=(), setting="", zoo=0, code=((), ())):
     """Write `frame` and what follows from it as the folder of a run, with what its manifest says of it."""
     folder.mkdir(parents=True)
     frame.to_csv(folder / "scores.csv", index=False)
-    (folder / "metrics.json").write_text(json.dumps(metrics.summary(frame) | {"cost": COST}))
+    made, judged = ({"code": dict(of)} for of in code)
+    (folder / "metrics.json").write_text(json.dumps(metrics.summary(frame) | {"cost": COST, "fingerprint": made}))
     stored = {"suspects": models, "setting": setting}
-    manifest = {"time": time, "words": list(words), "seeds": {"zoo": zoo}, "store": stored}
+    manifest = {"time": time, "words": list(words), "seeds": {"zoo": zoo}, "method": judged, "store": stored}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -134,6 +135,16 @@ def test_captions_tell_the_seed_of_the_zoo_and_what_no_query_counts_as(tmp_path)
     write(tmp_path / "b", frame, zoo=7)
     text = report([tmp_path / "a", tmp_path / "b"], tmp_path / "out").files[1].read_text()
     assert f"5 negatives; {tables.UNASKED}." in text
+
+
+def test_a_report_says_where_code_was_edited(tmp_path):
+    old, new = ({"own.Method": digest}.items() for digest in ("1", "2"))
+    for i, (method, code) in enumerate((("a", (old, old)), ("a", (new, new)), ("b", (old, new)), ("c", (new, new)))):
+        write(tmp_path / str(i), scores(method, seed=i), code=code)
+    done = report([tmp_path], tmp_path / "out")
+    edited = "its numbers are of several states of the code of own.Method;"
+    assert [note.partition(" if ")[0] for note in done.notes] == [f"a: {edited}", f"b: {edited}"]
+    assert f"Note: b: {edited}" in done.files[1].read_text()
 
 
 def test_settings_of_a_method_are_told_apart_by_their_words(tmp_path):

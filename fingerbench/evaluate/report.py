@@ -53,6 +53,7 @@ class Run:
     setting: str = ""  # a digest of what was judged, whatever the seed; empty if the manifest has none
     words: tuple[str, ...] = ()  # the overrides that it was made with, but those of INDIFFERENT
     zoo: int = 0  # the seed of its zoo; 0 if the manifest has none
+    code: frozenset[tuple[str, str]] = frozenset()  # classes that made or judged its fingerprint, and their digests
 
     @classmethod
     def of(cls, scores: DataFrame, results: dict[str, Any]) -> Run:
@@ -92,7 +93,7 @@ def report(runs: Sequence[Path], out: Path, lost_s: float = status.LOST_S) -> Re
     found, undone = _gather(runs, lost_s)
     refuse_mixtures(found)
     kept, notes = newest(told_apart(found))
-    notes += [f"missing: {job.told()}" for job in undone]
+    notes += [*edited(kept), *(f"missing: {job.told()}" for job in undone)]
     table = comparison(kept)
     mark = tables.partial(len(undone), len(undone) + len(found), "runs")
     try:
@@ -168,12 +169,14 @@ def load(folder: Path) -> Run:
         digest = _digest(json.dumps(models, sort_keys=True)) if models else ""
         words = tuple(config.without(manifest.get("words", []), INDIFFERENT))
         zoo = int(manifest.get("seeds", {}).get("zoo", 0))
-        if not all(word.isprintable() for word in words):
+        made, judged = (said.get("code") or {} for said in (results.get("fingerprint", {}), manifest.get("method", {})))
+        code = frozenset((str(name), str(digest)) for name, digest in [*made.items(), *judged.items()])
+        if not all(text.isprintable() for text in (*words, *(name for name, _ in code))):
             raise ValueError("expected words without control characters")
     except _MALFORMED as error:
         raise _damaged(folder / MANIFEST, f"not the manifest of a run ({one_line(error)})") from error
     time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
-    return Run(folder, scores, row, time, digest, setting, words, zoo)
+    return Run(folder, scores, row, time, digest, setting, words, zoo, code)
 
 
 def _belong(results: dict[str, Any], row: dict[str, Any], scores: DataFrame) -> bool:
@@ -279,6 +282,17 @@ def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         if best is not run:
             notes.append(f"{method}, seed {seed}: left out {run.folder}, as {best.folder} is newer")
     return list(kept.values()), notes
+
+
+def edited(runs: Sequence[Run]) -> list[str]:
+    """Return a note on each class whose code changed between runs of one method, or between making and judging."""
+    digests: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for name, digest in run.code:
+            digests.setdefault((run.row["method"], name), set()).add(digest)
+    several = sorted(key for key, found in digests.items() if len(found) > 1)
+    hint = "if they do not do the same, raise `version` and run again"
+    return [f"{method}: its numbers are of several states of the code of {name}; {hint}" for method, name in several]
 
 
 def comparison(runs: Sequence[Run]) -> DataFrame:
