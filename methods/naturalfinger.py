@@ -17,8 +17,9 @@ Deviations from the released code, where it and the paper differ or it errs:
       `precision` of the configuration.
     - The loss is a sum over latents with step lr / latent_batch, not a mean with step lr. For a full batch that is
       the same; in a smaller last batch each latent still takes the same steps.
-    - Latents whose adversarial label is y+ cannot pass the final screen; they are dropped before the optimisation,
-      not after it. Candidates are drawn as they are needed, not 10 for each query at the start.
+    - Latents whose y- is y+ cannot pass the final screen; they are dropped before the optimisation, not after it, and
+      do not count towards `pool`, also where y- is drawn at random. Candidates are drawn as they are needed, not 10
+      for each query at the start.
     - The mirror image is among the transforms only where the models are trained with mirrored images (`flip`): a
       mirrored digit is no digit, and no latent passed that screen.
 """
@@ -69,6 +70,7 @@ class NaturalFinger:
 
     access: ClassVar[Access] = "label"
     needs: ClassVar[frozenset[str]] = frozenset({"surrogates", "gan"})
+    version: ClassVar[int] = 2  # 1 optimised latents whose random y- was y+, too
 
     epochs: int = 1000  # passes over all surrogates
     latent_batch: int = 80
@@ -173,7 +175,7 @@ class NaturalFinger:
         found = Candidates(z, classes, answers[0], self._negative_labels(x, answers[0], setting))[agreed]
         changed = found.labels != found.negative_labels
         yields.update(tried=self.draws, unanimous=len(found), label_changed=int(changed.sum()))
-        return found[changed] if self.adversarial_labels else found
+        return found[changed]
 
     def _latents(self, setting: Setting, gan: Gan) -> Tensor:
         """Return `draws` latents (draws, latent), normal whatever the GAN was trained with, or from its own prior."""

@@ -251,12 +251,12 @@ def test_each_trick_can_be_switched_off(trick):
         assert len(replace(TOY, input_transforms=False)._bank()) == 1
 
 
-def test_unchanged_labels_are_dropped_only_with_adversarial_labels():
-    s = setting()
-    yields = Counter()
-    assert len(TOY._draw(s, s.gan, yields)) == yields["label_changed"]
-    yields = Counter()
-    assert len(replace(TOY, adversarial_labels=False)._draw(s, s.gan, yields)) == yields["unanimous"]
+@pytest.mark.parametrize("trick", [True, False])
+def test_latents_that_cannot_pass_do_not_count(trick):
+    s, yields = setting(), Counter()
+    found = replace(TOY, adversarial_labels=trick)._draw(s, s.gan, yields)
+    assert len(found) == yields["label_changed"] and (trick or len(found) < yields["unanimous"])
+    assert not (found.labels == found.negative_labels).any()
 
 
 def test_no_survivor_names_the_stage():
