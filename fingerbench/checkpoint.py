@@ -27,12 +27,13 @@ EVERY_S = 300.0  # between two writings; what takes less is never written
 class Checkpoint:
     """The file in which one training keeps its state; whoever stores what was trained removes it.
 
-    path: None for a training that keeps none. seconds: how long earlier processes trained, up to where this one went
-    on; 0 where it began.
+    path: None for a training that keeps none. parents: the checksums of what it trains from, by key; a file of others
+    is not gone on from. seconds: how long earlier processes trained, up to where this one went on; 0 where it began.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, parents: Mapping[str, str | None] | None = None) -> None:
         self.path = path
+        self.parents = dict(parents or {})
         self.seconds = 0.0
         self._began = self._written = time.monotonic()
 
@@ -51,7 +52,8 @@ class Checkpoint:
         assert self.path is not None
         content = {name: part.state_dict() for name, part in parts.items()}
         seconds = self.seconds + time.monotonic() - self._began
-        facts = {"schema": SCHEMA, "step": step, "seconds": seconds, "random": generator.get_state()}
+        facts = {"schema": SCHEMA, "parents": self.parents, "step": step, "seconds": seconds}
+        facts["random"] = generator.get_state()
         whole = io.BytesIO()  # in a file, PyTorch hides that the disk is full
         torch.save({**content, **facts}, whole)
         # Of this process alone: another may be at it, too, where a lease was lost.
@@ -68,6 +70,8 @@ class Checkpoint:
     def resume(self, parts: Mapping[str, Any], generator: torch.Generator) -> int:
         """Put everything back to where the file left it, and return the number of steps done; 0 without a file.
 
+        So it is with one whose training began from parents that have been made again since: it is deleted.
+
         Raises:
             UserError: the file cannot be read.
         """
@@ -79,6 +83,10 @@ class Checkpoint:
                     raise ValueError(f"{damaged} does not match its checksum")
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             require_schema("it", content.get("schema", SCHEMA), SCHEMA, "finish what it is of with that version")
+            if content.get("parents", self.parents) != self.parents:  # files of before had none
+                log.warning("begun anew, since what it trains from was made again: %s", self.path)
+                self.path.unlink(missing_ok=True)
+                return 0
             for name, part in parts.items():
                 state = content[name]
                 if isinstance(part, torch.optim.Optimizer):  # rates and the like hang on the step and on the device

@@ -201,6 +201,10 @@ class Store:
         """Return the file in which a maker that takes hours may keep how far it is; `save` removes it."""
         return self.root / "checkpoints" / f"{spec.key}.pt"
 
+    def parents(self, spec: Spec) -> dict[str, str | None]:
+        """Return the checksum of each parent, by key, as this process loaded it last, or else as it is there."""
+        return {parent.key: self._loaded.get(parent.key) or self._sha256(parent) for parent in spec.needs()}
+
     def has(self, spec: Spec) -> bool:
         """Tell whether the artefact is there; it is not read."""
         with writing(self.root, "store"):
@@ -279,7 +283,6 @@ class Store:
 
     def save(self, spec: Spec, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Publish an artefact: all of it, or nothing. The record names its parents as this process loaded them."""
-        parents = {parent.key: self._loaded.get(parent.key) or self._sha256(parent) for parent in spec.needs()}
         payload = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         record = {
             "schema": SCHEMA,
@@ -287,7 +290,7 @@ class Store:
             "key": spec.key,
             "label": spec.label,
             "spec": spec.identity(),
-            "parents": parents,
+            "parents": self.parents(spec),
             "facts": dict(facts),
             "torch": torch.__version__,
             "bytes": len(payload),

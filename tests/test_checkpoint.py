@@ -175,6 +175,20 @@ def test_no_file_is_the_beginning(kept):
     assert kept.resume() == 0 and Checkpoint().resume(kept.parts, kept.random) == 0 and not Checkpoint().due()
 
 
+def test_what_was_begun_from_other_parents_is_begun_anew(kept, caplog):
+    def resume(parents):
+        return Checkpoint(kept.file, parents).resume(kept.parts, kept.random)
+
+    kept.write(2)
+    content = torch.load(kept.file)
+    del content["parents"]  # a file of before they were told
+    torch.save(content, kept.file)
+    assert resume({"source": "1"}) == 2
+    Checkpoint(kept.file, {"source": "1"}).write(3, kept.parts, kept.random)
+    assert resume({"source": "1"}) == 3
+    assert resume({"source": "2"}) == 0 and not kept.file.exists() and "begun anew" in caplog.text
+
+
 def test_seconds_add_up_over_processes(kept, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])

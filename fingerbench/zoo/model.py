@@ -128,8 +128,9 @@ class ModelSpec(Spec):
             DivergedError: that diverges as well.
             UserError: the attack makes something other than a network of the architecture.
         """
-        began, checkpoint = time.perf_counter(), Checkpoint(workshop.store.checkpoint(self))
+        began = time.perf_counter()
         victim = self.parent.load(workshop) if self.parent else None
+        checkpoint = Checkpoint(workshop.store.checkpoint(self), workshop.store.parents(self))
         model, trained = self._trained(workshop, victim, checkpoint)
         model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return dict(model.state_dict()), {
