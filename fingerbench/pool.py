@@ -32,7 +32,7 @@ import torch
 from fingerbench import plugins
 from fingerbench.cluster import granted_cores
 from fingerbench.cost import Effort
-from fingerbench.errors import BuildError, UserError, last_raised, writing
+from fingerbench.errors import BuildError, UserError, last_raised, one_line, writing
 from fingerbench.eta import Eta
 from fingerbench.progress import Progress, plural
 from fingerbench.records import Dataset
@@ -133,7 +133,9 @@ class Pool:
             alive = any(thread.is_alive() for thread in threads)
             if not alive or time.monotonic() - shown >= SHOW_S:
                 left = self._left(specs) if alive and time.monotonic() - began >= TELL_S else None
-                progress.show(found + self._made, [s.label for s in list(self._running.values())], left)
+                with self._change:
+                    made, running = found + self._made, [spec.label for spec in self._running.values()]
+                progress.show(made, running, left)
                 shown = time.monotonic()
 
     def _failures(self) -> str:
@@ -149,7 +151,8 @@ class Pool:
         with self._change:
             now = time.monotonic()
             running = [(spec, now - self._began[key]) for key, spec in self._running.items()]
-            return self._eta.left(self._todo.values(), running, max(1, len(self._workers)))
+            todo = () if self._error else self._todo.values()  # after an error nothing more is begun
+            return self._eta.left(todo, running, max(1, len(self._workers)))
 
     def _take_stock(self, wanted: Sequence[Spec]) -> list[Spec]:
         """Return what is there; what is missing is to do."""
@@ -174,9 +177,10 @@ class Pool:
 
     def _sound(self, spec: Spec) -> bool:
         """Tell whether an artefact is there, and what it should be; else it is set aside."""
-        if not self.store.has(spec):
+        try:
+            trouble = self.store.verify(spec)
+        except KeyError:  # or another process has just set it aside
             return False
-        trouble = self.store.verify(spec)
         if trouble:
             log.warning("damaged: %s", trouble)
         return trouble is None
@@ -292,7 +296,7 @@ class Pool:
                 self._retry[spec.key] = time.monotonic() + RETRY_S
             elif reply["status"] == "failed":
                 if reply["user"]:
-                    self._error = self._error or UserError(reply["error"])
+                    self._end_with(UserError(reply["error"]))
                 else:
                     self._leave_out(spec, reply["error"])
             else:
@@ -313,8 +317,14 @@ class Pool:
 
     def _fail(self, error: Exception) -> None:
         with self._change:
-            self._error = self._error or error
+            self._end_with(error)
             self._change.notify_all()
+
+    def _end_with(self, error: Exception) -> None:
+        """Begin nothing more; the first error is raised when what is being made, which may take hours, is done."""
+        if not self._error and self._running:
+            log.warning("ending, once %d more are made: %s", len(self._running), one_line(error))
+        self._error = self._error or error
 
     def _stop(self) -> None:
         with self._change:

@@ -273,6 +273,8 @@ def test_image_folder_is_read_sorted_as_rgb_of_32_pixels(tmp_path):
     Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / "deep" / "er" / "a.PNG")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_text("no image")
+    (tmp_path / "deep" / ".thumbnails").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "deep" / ".thumbnails" / "a.png")
     x = read_folder(tmp_path, 32)
     assert x.dtype == torch.uint8
     assert x[0].unique().tolist() == [7]

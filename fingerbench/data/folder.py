@@ -39,8 +39,9 @@ def spaced(n: int, most: int | None) -> list[int]:
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Return the images in `folder` and its subfolders, sorted. Hidden files and other types are passed over."""
-    return sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES)
+    """Return the images in `folder` and its subfolders, sorted. What is hidden, and other types, is passed over."""
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(p for p in images if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def read_images(paths: Sequence[Path], size: int) -> Tensor:
