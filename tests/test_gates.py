@@ -144,9 +144,13 @@ def test_equal_ones_have_three_decimals():
 def test_rates_are_named_where_networks_collapsed():
     assert gates._rates(findings(table())) == ""
     assert gates._rates(findings(table(accuracy={"mirror/prune/0.1": 0.94}))) == ""
-    for name in ("source", "prune/0.1", "scratch/vgg"):
-        told = gates._rates(findings(table(accuracy={name: 0.1})))
-        assert "zoo.training.lr, zoo.distill.lr or zoo.knockoff.lr" in told, name
+    recipes = {"prune/0.1": "tuning", "scratch/vgg": "training", "knockoff/vgg": "knockoff"}
+    for name, recipe in recipes.items():
+        assert f"a lower zoo.{recipe}.lr may save" in gates._rates(findings(table(accuracy={name: 0.1}))), name
+    both = findings(table(accuracy={"prune/0.1": 0.1, "knockoff/vgg": 0.1}))
+    assert "a lower zoo.knockoff.lr or zoo.tuning.lr may save" in gates._rates(both)
+    assert gates._recipes(findings(table(accuracy={"source": 0.1}))) == ["training"]
+    assert gates._recipes(findings(table(accuracy={"mirror/knockoff/vgg": 0.9}))) == ["knockoff"]
 
 
 def test_a_source_that_was_given_and_knows_nothing_is_doubted():

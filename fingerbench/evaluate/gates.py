@@ -21,7 +21,7 @@ from fingerbench.errors import UserError, is_number, one_line, require, writing
 from fingerbench.evaluate.metrics import DIGITS
 from fingerbench.evaluate.specs import AgreementSpec
 from fingerbench.untrusted import content
-from fingerbench.zoo.table import SOURCE
+from fingerbench.zoo.table import MIRROR, SOURCE
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -39,6 +39,15 @@ GATES = {  # name: how a value stands to its limit, and how it is written where 
     "agreement": (operator.gt, "<="),  # of a positive with the source; the limit is its mirror's
 }
 COLUMNS = ("suspect", "gate", "value", "limit", "holds")
+RECIPES = {  # of `zoo`, by which a family is trained; others, yours perhaps, by its tuning
+    "surrogate": "training",  # or by `distill`, which trains as long unless told otherwise
+    "source": "training",
+    "scratch": "training",
+    "same-half": "training",
+    "distill": "distill",
+    "scratch-distill": "distill",
+    "knockoff": "knockoff",
+}
 FILE = "gates.csv"  # in the folder of a run
 NAMED = 3  # of those that fail a gate, the worst first
 
@@ -195,19 +204,26 @@ def judge(bench: Bench, folder: Path) -> None:
     if gates.action == "warn":
         log.warning("%s", broken)
         return
-    epochs = bench.settings.zoo.training.epochs
+    recipes = _recipes(findings)
+    longer = " or ".join(f"zoo.{name}.epochs=N above {bench.settings.zoo[name].epochs}" for name in recipes)
     raise UserError(
-        f"{broken}; nothing built is lost: gates.action=warn goes on all the same, zoo.training.epochs=N trains longer "
-        f"than the {epochs} of now, {_rates(findings)}and gates.spared=[PATTERN,...] lists attacks that are meant to "
-        "hurt"
+        f"{broken}; nothing built is lost: gates.action=warn goes on all the same, {longer} trains longer what broke "
+        f"them, {_rates(findings)}and gates.spared=[PATTERN,...] lists attacks that are meant to hurt"
     )
 
 
 def _rates(findings: DataFrame) -> str:
     """Return what may help networks that collapsed; pairs that are unlike each other are no sign of it."""
-    collapsed = findings["gate"].isin(["learnt", "kept", "independent"]) & ~findings["holds"]
-    rates = "a lower zoo.training.lr, zoo.distill.lr or zoo.knockoff.lr may save networks that collapsed, "
-    return rates if collapsed.any() else ""
+    collapsed = findings[findings["gate"].isin(["learnt", "kept", "independent"])]
+    rates = " or ".join(f"zoo.{name}.lr" for name in _recipes(collapsed))
+    return f"a lower {rates} may save networks that collapsed, " if rates else ""
+
+
+def _recipes(findings: DataFrame) -> list[str]:
+    """Return the recipes of `zoo` by which what breaks a gate was trained."""
+    broken = findings.loc[~findings["holds"], "suspect"]
+    families = (name.removeprefix(MIRROR).partition("/")[0] for name in broken)
+    return sorted({RECIPES.get(family, "tuning") for family in families})
 
 
 def _doubt(bench: Bench, findings: DataFrame) -> str:
