@@ -32,7 +32,8 @@ class Figure5(Experiment):
         said = (
             "Share of queries to which the source itself answers as the fingerprint says, although its input is "
             f"modified; what is random is drawn {_draws(cells)} times: {spread(cells)}; none of a seed without a "
-            f"query. {queries_of(cells)} The watermarks of the paper's figure are not in this benchmark. "
+            f"query. Resize pad has the sides of MetaFinger's training, not of its tests, and resizes back. "
+            f"{queries_of(cells)} The watermarks of the paper's figure are not in this benchmark. "
             f"{METAFINGER} {caption(cells, paper=True, queries=False)}"
         )
         figure = bar_panels({"": panel(rows, "evasion")}, "query accuracy", said, limits=(0, 1.02))

@@ -7,7 +7,8 @@ with: the target is the least likely class, and a point that misses the margin i
 Access: top-1 labels. Needs: the source and the owner's training images, no other model.
 
 Deviations from that version:
-- a point is kept as it was when its loss reached 0; there one more Adam step follows, which can move it off again;
+- a point is kept as it was when its loss reached 0, be it by the last step; there one more Adam step follows, which
+  can move it off again, and what the last of `steps` gives is not looked at;
 - start images are plain training images; there they are randomly cropped and flipped first;
 - `tries` start images at most, each once; there they are drawn until there are enough points;
 - points are optimised side by side, not one after another: the same result, as nothing couples them.

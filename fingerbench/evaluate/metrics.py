@@ -49,7 +49,7 @@ def snapped(values: ArrayLike) -> Floats:
     """Return `checked` values, those within 1e-9 of a multiple of 0.01 set to that multiple.
 
     For what compares scores with thresholds. What ranks scores takes them as they are: a verifier that saturates, such
-    as MetaV's, gives many that differ by less.
+    as MetaV's, gives many that differ by less. Means over draws are exact to DIGITS alone.
     """
     x = checked(values)
     near = np.round(x * 100) / 100
