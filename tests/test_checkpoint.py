@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import shutil
 
 import pytest
 import torch
@@ -113,6 +114,27 @@ def test_a_model_of_the_store_goes_on_and_counts_what_it_took_before(tmp_path, m
     assert facts["seconds"] > 1000 and len(facts["losses"]) == 2
     workshop.store.save(spec, tensors, facts)
     assert not file.exists()
+
+
+def test_a_theft_from_another_source_than_before_is_begun_anew(tmp_path, monkeypatch):
+    words = ["data=digits", "zoo.architectures=[resnet18]", "zoo.width=0.0625", "zoo.tuning.epochs=1"]
+    bench = fb.open(*words, "attack=finetune", "attack.finetune.variants=[FTAL]", f"store={tmp_path}")
+    spec, workshop = bench.models["finetune/FTAL"], bench.workshop
+
+    def steal(seed):
+        torch.manual_seed(seed)
+        shutil.rmtree(workshop.store.path(spec.parent), ignore_errors=True)
+        workshop.store.save(spec.parent, spec.parent.network(bench.data.shape).state_dict(), {})
+        return spec.make(workshop)[0]
+
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train._Epoch, "close", lambda _: 1 / 0)
+        steal(1)
+    assert workshop.store.checkpoint(spec).exists()
+    resumed = steal(2)
+    workshop.store.checkpoint(spec).unlink()
+    assert same_weights(resumed, steal(2))
 
 
 class Follows(nn.Module):
