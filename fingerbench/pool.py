@@ -177,9 +177,11 @@ class Pool:
 
     def _sound(self, spec: Spec) -> bool:
         """Tell whether an artefact is there, and what it should be; else it is set aside."""
+        if not self.store.has(spec):
+            return False
         try:
             trouble = self.store.verify(spec)
-        except KeyError:  # or another process has just set it aside
+        except KeyError:  # another process has just set it aside
             return False
         if trouble:
             log.warning("damaged: %s", trouble)

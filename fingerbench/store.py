@@ -212,6 +212,8 @@ class Store:
 
     def current(self, spec: Spec) -> bool:
         """Tell whether the artefact is there, and of its parents as they are now; of files, records alone are read."""
+        if not self.has(spec):
+            return False
         try:
             self._require_fresh(spec, self.record(spec))
         except (KeyError, DamagedError):
