@@ -325,7 +325,7 @@ class Pool:
     def _end_with(self, error: Exception) -> None:
         """Begin nothing more; the first error is raised when what is being made, which may take hours, is done."""
         if not self._error and self._running:
-            log.warning("ending, once %d more are made: %s", len(self._running), one_line(error))
+            log.warning("ending, once what is being made (%d) is done: %s", len(self._running), one_line(error))
         self._error = self._error or error
 
     def _stop(self) -> None:

@@ -128,6 +128,44 @@ def test_of_a_traceback_that_goes_on_after_the_error_the_error_is_told(tmp_path,
     )
 
 
+def test_a_build_that_will_end_says_so_while_the_rest_is_made(tmp_path, caplog):
+    begun, told = threading.Event(), threading.Event()
+
+    class Refusing(Inline):
+        def _ask(self, worker, spec):
+            if spec.number == 0:
+                assert begun.wait(60)
+                return {"status": "failed", "user": True, "error": "a checkpoint is damaged; delete it"}
+            begun.set()
+            assert told.wait(60)
+            return super()._ask(worker, spec)
+
+        def _end_with(self, error):
+            super()._end_with(error)
+            told.set()
+
+    made = []
+    with pytest.raises(UserError, match="a checkpoint is damaged; delete it"), caplog.at_level(logging.WARNING):
+        Refusing(Store(tmp_path), None, {"made": made, "machine": 0}, 2).run([Toy(0), Toy(1), Toy(2)])
+    assert made == [Toy(1)]
+    assert "ending, once what is being made (1) is done: a checkpoint is damaged; delete it" in caplog.text
+
+
+def test_what_another_run_sets_aside_meanwhile_is_made_again(tmp_path, monkeypatch):
+    store, made = Store(tmp_path), []
+    Inline(store, None, {"made": made, "machine": 0}, 1).run([Toy(0)])
+    verify = store.verify
+
+    def late(spec):
+        (store.path(spec)).rename(tmp_path / "aside")
+        monkeypatch.setattr(store, "verify", verify)
+        return verify(spec)
+
+    monkeypatch.setattr(store, "verify", late)
+    Inline(store, None, {"made": made, "machine": 0}, 1).run([Toy(0)])
+    assert made == [Toy(0)] * 2
+
+
 @dataclass(frozen=True)
 class Copied(Spec):
     kind: ClassVar[str] = "copied"
