@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ def _add_case(commands: Any) -> None:
     judge.add_argument("answers", type=Path, metavar="ANSWERS", help="answers.csv of `queries`, filled in")
     judge.add_argument("overrides", **words)
     text = "the same of models that are known to be independent, such as of your own; then p is about those"
-    judge.add_argument("--controls", nargs="+", default=[], metavar="ANSWERS", help=text)
+    judge.add_argument("--controls", nargs="+", action="extend", default=[], metavar="ANSWERS", help=text)
     judge.add_argument("--json", action="store_true", help="as JSON")
     judge.set_defaults(command=_verdict)
 
@@ -214,7 +215,9 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    if parsed.overrides[0] == "all" or any("=" in word and not Path(word).exists() for word in parsed.overrides):
+    # Path.exists raises where a word is longer than names of files may be.
+    of_store = (word for word in parsed.overrides if "=" in word and not os.path.exists(word))  # noqa: PTH110
+    if parsed.overrides[0] == "all" or any(of_store):
         _report_experiments(parsed)
         return
     require(parsed.html is None, "--html", "all or experiment=NAME", " ".join(parsed.overrides))

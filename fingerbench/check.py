@@ -282,20 +282,27 @@ def examine(file: Path, words: Sequence[str] = ()) -> dict[str, list[str]]:
         require(file.parent.name == "method", str(file), "a file in a folder conf/method", file.parent.name)
         return {file.stem: _of_config(file, words)}
     require(file.suffix == ".py", str(file), "a .py or .yaml file", file.suffix or "neither")
-    configs = _configs(file)
+    configs = _configs(file, words)
     if configs:
         return {path.stem: _of_config(path, words, file, root) for path, root in configs.items()}
     return _of_module(file)
 
 
-def _configs(file: Path) -> dict[Path, Path]:
+def _configs(file: Path, words: Sequence[str]) -> dict[Path, Path]:
     """Return the files in any conf/method that name a class of a Python file, with the folder that must be on the path.
 
-    They are those of this project, and of a folder conf beside the file or above it.
+    They are those of this project, of a folder conf beside the file or above it, and of hydra.searchpath in `words`.
     """
     folders = {config.CONF / "method", *(parent / "conf" / "method" for parent in file.parents)}
+    folders |= {Path(folder.removeprefix("file://"), "method").resolve() for folder in _folders(words)}
     paths = sorted(path for folder in folders for path in folder.glob("*.yaml"))
     return {path: root for path in paths if (root := _root(path, file))}
+
+
+def _folders(words: Sequence[str]) -> list[str]:
+    """Return what hydra.searchpath lists in `words`."""
+    lists = (word.partition("=")[2].strip("[]") for word in config.searched(words))
+    return [folder.strip() for each in lists for folder in each.split(",") if folder.strip()]
 
 
 def _root(path: Path, file: Path) -> Path | None:
@@ -313,9 +320,13 @@ def _of_config(path: Path, words: Sequence[str], file: Path | None = None, root:
     if root and root not in (Path(entry or ".").resolve() for entry in sys.path):
         found.append(f"{root} is not on the Python path; start run.py with PYTHONPATH={root}")
         sys.path.append(str(root))
-    search = [] if folder == config.CONF else [f"hydra.searchpath=[file://{folder}]"]
+    search = _folders(words)
+    if folder != config.CONF and str(folder) not in (each.removeprefix("file://") for each in search):
+        search.append(f"file://{folder}")
+    where = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
     try:
-        method = config.build(config.compose([*search, f"method={path.stem}", *words]).method)
+        rest = config.without(words, ["hydra.searchpath"])
+        method = config.build(config.compose([*where, f"method={path.stem}", *rest]).method)
     except UserError as error:
         return [*found, f"{path.name}: {' '.join(str(error).split())}"]
     home = Path(inspect.getfile(type(method))).resolve()

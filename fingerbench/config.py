@@ -107,6 +107,8 @@ def _composed(words: Sequence[str], **more: Any) -> DictConfig:
     That is several choices of a group of which there is one, choices that are no names, such as null or 3, and folders
     to search of which it takes nothing.
     """
+    folders = [word.partition("=")[2] for word in searched(words)]
+    require(len(folders) < 2, "hydra.searchpath", "one list, such as [file:///A,file:///B]", " and ".join(folders))
     for override in _parsed(words):
         _require_searchable(override)
         group, value = override.key_or_group, override.value()

@@ -249,8 +249,8 @@ def _checked(draft: Path, spec: Spec, named: str) -> str:
         sound = (record["spec"]["kind"], key_of(record["spec"])) == (spec.kind, spec.key)
     except MALFORMED as error:
         raise _refused(named, f"{place}: {one_line(error)}") from error
-    if not sound:
-        raise _refused(named, f"{place}: the record is that of another artefact")
+    if not sound or not record["label"].isprintable():
+        raise _refused(named, f"{place}: the record is that of another artefact, or its label no text to print")
     return str(record["label"])
 
 

@@ -268,13 +268,13 @@ def _keys(value: Any) -> Iterator[str]:
 def needed(text: str, words: Sequence[str] = ()) -> set[str]:
     """Return the keys of what `text` needs: a folder of runs, or words of run.py, which follow `words`.
 
-    Of a folder, every run at or below it counts: by its manifest.json, or, where it has not come so far, by the words
-    in its status.json.
+    Of a folder, every run at or below it counts: by its manifest.json and, where it did not end, or an earlier run into
+    its folder did alone, by the words in its status.json.
 
     Raises:
         UserError: no run is there, one of these files cannot be read, or words do not compose.
     """
-    if Path(text).is_dir() or "=" not in text:
+    if os.path.isdir(text) or "=" not in text:  # noqa: PTH112 - Path raises where words are too long for a name
         return _of_folder(Path(text), words)
     return set(with_needs(plan([*words, *shlex.split(text)])))
 
@@ -293,25 +293,33 @@ def plan(words: Sequence[str]) -> list[Spec]:
 
 def _of_folder(folder: Path, words: Sequence[str] = ()) -> set[str]:
     manifests = {path: _manifest(path) for path in sorted(folder.rglob(MANIFEST))}
-    begun = [path for path in sorted(folder.rglob(STATUS)) if path.with_name(MANIFEST) not in manifests]
+    told = {path: _job(path) for path in sorted(folder.rglob(STATUS))}
+    cut = {path for path, job in told.items() if job.state != "done" and job.command}
+    begun = [path for path in told if path in cut or path.with_name(MANIFEST) not in manifests]
     require(bool(manifests or begun), f"--keep {folder}", "a folder of runs, or KEY=VALUE words", "no run in it")
     keys = {key for content in manifests.values() for key in _keys(content.get("store"))}
     parts = {path: content["cells"] for path, content in manifests.items() if content.get("cells")}
-    parts |= {path: [_begun(path)] for path in begun}
+    parts |= {path: [_begun(path, told[path])] for path in begun}
     for commands, path in {tuple(_joined(each, words)): path for path, each in parts.items()}.items():
         try:
             keys |= set(with_needs(plan(commands)))
         except UserError as error:
             hint = "mend that with a word, such as data.root=DIR, or leave the folder out"
             if str(error) in (job.error for job in status.read(path.parent)):
+                if path.name == STATUS and path.with_name(MANIFEST) in manifests:
+                    continue  # refused, so that what is there is an earlier run's
                 hint = "so it ended as well: remove the folder, unless it had run before and what it made must stay"
             raise UserError(f"cannot tell what {path} needs: {error}; {hint}") from None
     return keys
 
 
-def _begun(path: Path) -> str:
+def _job(path: Path) -> status.Job:
+    """Return the job of a status.json."""
+    return next(job for job in status.read(path.parent) if job.folder == path.parent.absolute())
+
+
+def _begun(path: Path, job: status.Job) -> str:
     """Return the command of a run that did not end, as its status.json tells."""
-    job = next(job for job in status.read(path.parent) if job.folder == path.parent.absolute())
     if not job.command:
         raise UserError(f"cannot tell what {path} needs: {job.error}; leave its folder out, or give its words instead")
     words = config.without(job.words, config.WHERE)

@@ -187,8 +187,8 @@ class Fingerprint:
 
     def __post_init__(self) -> None:
         q = self.queries
-        if q.ndim != 4 or q.dtype != torch.float32 or (len(q) == 0 and not self.note):
-            raise ContractError(f"queries: expected float32 (n, c, h, w), n >= 1; got {q.dtype} {tuple(q.shape)}")
+        if q.ndim != 4 or 0 in q.shape[1:] or q.dtype != torch.float32 or (len(q) == 0 and not self.note):
+            raise ContractError(f"queries: expected float32 (n, c, h, w), all >= 1; got {q.dtype} {tuple(q.shape)}")
         if len(q) == 0:
             return
         if not bool(torch.isfinite(q).all()) or float(q.min()) < 0 or float(q.max()) > 1:

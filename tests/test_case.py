@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY
+from omegaconf import OmegaConf
 from PIL import Image
 
 import fingerbench as fb
@@ -17,10 +18,11 @@ from fingerbench import config
 from fingerbench.__main__ import main
 from fingerbench.errors import UserError
 from fingerbench.evaluate import metrics
-from fingerbench.evaluate.case import Case, Verdict, _names, read_answers
+from fingerbench.evaluate.case import Case, Verdict, _names, _restore, read_answers
 from fingerbench.fingerprints import write_fingerprint
 from fingerbench.ops import predict
 from fingerbench.records import Fingerprint
+from methods.metav import MetaV
 from methods.random import RandomImages
 
 
@@ -315,6 +317,9 @@ def test_a_run_names_no_code(copy):
             UserError, match=r"manifest\.json: (init: expected numbers and texts|unknown MetaV\.init 'x')"
         ):
             fb.case(copy)
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"outputs": 2**63}))
+    with pytest.raises(UserError, match=r"expected the number of outputs, .*; got 9223372036854775808"):
+        fb.case(copy)
     del manifest["config"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest\.json: does not say which method it ran"):
@@ -338,14 +343,29 @@ def test_a_method_that_changed_since_the_run_is_refused_or_warned_of(copy, monke
     assert fb.case(copy).method == RandomImages()
 
 
-def test_the_settings_of_the_run_are_those_of_the_method(copy):
+def test_the_settings_of_the_run_are_those_of_the_method(copy, monkeypatch):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["config"]["method"] = {"name": "metav", "_target_": "x", "features": "logits", "unheard": 1}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     case, shipped = fb.case(copy), config.build(config.compose(["method=metav"]).method)
     assert shipped.features != "logits" and case.method == replace(shipped, features="logits")
+    file = OmegaConf.masked_copy(config.compose(["method=metav"]).method, ["name", "_target_"])  # leaves its fields out
+    monkeypatch.setattr(config, "compose", lambda _: OmegaConf.create({"method": file}))
+    manifest["config"]["method"]["init"] = "train_images"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert fb.case(copy).method == MetaV(features="logits", init="train_images")
+    monkeypatch.undo()
     with pytest.raises(UserError, match=r"the fingerprint is none of this method \(no 'hidden_weight'\)"):
         case.verdict(torch.full((20, 10), 0.1))
+
+
+def test_settings_within_settings_are_those_of_the_run_too():
+    node = OmegaConf.create({"filter": {"_target_": "mine.Blur", "side": 3}, "pairs": [[1, 2]]})
+    _restore(node, {"filter": {"_target_": "os.system", "side": 5}, "pairs": [[3, 4], [5, 6]]})
+    assert node == {"filter": {"_target_": "mine.Blur", "side": 5}, "pairs": [[3, 4], [5, 6]]}
+    for stranger in ({"filter": {"side": {"_target_": "os.abort"}}}, {"pairs": [[{"_target_": "os.abort"}]]}):
+        with pytest.raises(UserError, match="expected numbers and texts"):
+            _restore(node, stranger)
 
 
 def test_a_fingerprint_of_another_run_is_refused(copy, tmp_path):

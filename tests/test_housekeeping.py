@@ -227,6 +227,10 @@ def test_a_run_that_did_not_end_keeps_what_its_words_need(store, tmp_path, monke
     found = housekeeping.collect(store, [str(tmp_path / "runs")], [f"store={store.root}"])
     assert asked == [["method=akh", f"store={store.root}", "hydra.searchpath=[file:///conf]"]]
     assert keys(found) == {OTHER.key, UNASKED.key}
+    manifest(tmp_path / "runs" / "0", store={"suspects": {"jpeg": EVASION.key}})  # of an earlier run, into its folder
+    again = housekeeping.collect(store, [str(tmp_path / "runs")], [f"store={store.root}"])
+    assert keys(again) == keys(found) and len(asked) == 2
+    (tmp_path / "runs" / "0" / "manifest.json").unlink()
     put(tmp_path / "runs" / "0" / "status.json", b"{")
     with pytest.raises(UserError, match=r"cannot tell what .*0/status\.json needs: .*not the status of a job; leave"):
         housekeeping.collect(store, [str(tmp_path / "runs")])
@@ -243,6 +247,16 @@ def test_a_run_that_was_refused_may_be_removed(store, tmp_path):
         put(tmp_path / "runs" / "0" / "status.json", json.dumps(refused | {"error": error}).encode())
         with pytest.raises(UserError, match=rf"cannot tell what .*status\.json needs: queries: .*got 'abc'; {hint}"):
             housekeeping.collect(store, [str(tmp_path / "runs")], words)
+
+
+def test_a_run_that_was_refused_leaves_what_its_folder_had(store, tmp_path):
+    refused = {"words": ["queries=abc"], "launcher": None, "subdir": "", "hydra": [], "cwd": "/", "state": "failed"}
+    refused |= {"schema": 1, "started": "2026-01-02T03:04:05+00:00", "ended": "2026-01-02T03:04:06+00:00"}
+    refused |= {"error": "queries: expected a whole number from 1; got 'abc'"}
+    manifest(tmp_path / "0", store={"suspects": {"jpeg": EVASION.key}})
+    put(tmp_path / "0" / "status.json", json.dumps(refused).encode())
+    found = housekeeping.collect(store, [str(tmp_path)], [f"store={store.root}"])
+    assert EVASION.key not in keys(found) and OTHER.key in keys(found)
 
 
 def test_a_store_that_may_not_be_written_is_measured(store, monkeypatch, capsys):

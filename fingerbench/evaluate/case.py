@@ -8,12 +8,13 @@ import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +38,7 @@ ANSWERS = "answers.csv"
 QUERY = "query"  # its column of file names
 LABEL = "label"  # that of a method with access to labels; one with access to outputs has columns 0, 1, ...
 SMALLEST = 8  # pixels; what is smaller is no image, such as the features of a regression
+MOST = 100_000  # outputs of a model; a stranger's file may say any number
 ROUNDING = 0.0051  # of a probability, as an API that answers with two decimals does it
 
 
@@ -274,7 +276,7 @@ def _judge(path: Path, words: Sequence[str]) -> tuple[Fingerprinter, int, bool]:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: does not say which method it ran ({one_line(error)}); run it again") from error
     expected = "the number of outputs, as runs have it from now on: run its command again"
-    require(is_whole(outputs) and outputs > 0, str(path), expected, outputs)
+    require(is_whole(outputs) and 0 < outputs <= MOST, str(path), expected, outputs)
     try:
         method = _method(name, settings, words)
     except UserError as error:
@@ -301,16 +303,27 @@ def _method(name: str, settings: Mapping[str, Any], words: Sequence[str]) -> Fin
             f"its method, {name}, is not in conf/method; if it is of a folder of yours, add hydra.searchpath=[file://DIR]"
         )
     node = config.compose([*words, f"method={name}"]).method
-    for key, value in settings.items():
-        if key in node and not key.startswith("_"):
-            node[key] = _plain(key, value)
+    also = {field.name for field in fields(cast(Any, config.build(node)))}  # that its file may leave out
+    _restore(node, {key: value for key, value in settings.items() if key in node or key in also})
     return cast(Fingerprinter, config.build(node))
+
+
+def _restore(node: DictConfig, settings: Mapping[str, Any]) -> None:
+    """Put plain settings into a node; what names code there, and which nodes within it there are, stays as it is."""
+    for key, value in settings.items():
+        if key.startswith("_"):
+            continue
+        if isinstance(value, dict) and isinstance(node.get(key), DictConfig):
+            _restore(node[key], value)
+        else:
+            OmegaConf.update(node, key, _plain(key, value), force_add=True)
 
 
 def _plain(key: str, value: Any) -> Any:
     """Return a setting that is a number, a text or a list of such; in YAML anything else could call what it names."""
     for item in value if isinstance(value, list) else [value]:
         sound = item is None or isinstance(item, bool | int | float) or (isinstance(item, str) and "${" not in item)
+        sound |= isinstance(item, list) and _plain(key, item) == item
         require(sound, key, "numbers and texts", item)
     return value
 
@@ -391,7 +404,7 @@ def read_answers(case: Case, path: Path) -> Tensor:
     odd = numbers.isna().any(axis=1)
     if odd.any():
         row = cells[odd].iloc[0]
-        got = ", ".join(filter(None, row)) or "nothing"
+        got = one_line(ValueError(", ".join(filter(None, row)) or "nothing"))
         hint = "classes are numbers from 0" if columns == [LABEL] else "write 0.76, not 76%"
         raise UserError(f"{path}: {row.name}: expected a number in {named}; got {_short(got)}; {hint}")
     answers = torch.tensor(numbers.to_numpy(float))
