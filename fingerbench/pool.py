@@ -228,7 +228,7 @@ class Pool:
             first = first or spec
             if not (last and first.alike and last.kind == first.kind):
                 return first
-            if spec.kind == last.kind and spec.alike == last.alike:
+            if spec.kind == last.kind and spec.alike == last.warm:
                 return spec
         return first
 
@@ -299,6 +299,10 @@ class Pool:
             elif reply["status"] == "failed":
                 if reply["user"]:
                     self._end_with(UserError(reply["error"]))
+                elif reply.get("again") and not self._deaths[spec.key]:
+                    self._deaths[spec.key] += 1
+                    self._todo = {spec.key: spec, **self._todo}
+                    log.warning("%s: the GPU failed: %s; tried once more", spec.label, last_raised(reply["error"]))
                 else:
                     self._leave_out(spec, reply["error"])
             else:

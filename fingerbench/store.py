@@ -87,6 +87,11 @@ class Spec:
         """What two of a kind share where the second is cheaper for the worker that made the first; "" = nothing."""
         return ""
 
+    @property
+    def warm(self) -> str:
+        """What the worker that made it has at hand, such as `alike` of another of its kind; its own, unless told."""
+        return self.alike
+
     def make(self, workshop: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make the artefact: its tensors, and plain facts for the record."""
         raise NotImplementedError

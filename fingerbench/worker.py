@@ -3,8 +3,8 @@
 Argument: the file with the data set. Input: one line with the settings as JSON, then one spec a line, pickled and in
 base64. Output: one JSON object a spec, with its `status`: "made", with the seconds that took, None of what went on from
 a checkpoint, "found" (another process was faster), "busy" (another process is at it), or "failed", with `broken` where
-the process may be in a state to fail at all that follows, as after an error of CUDA. One that lacks memory ends, with
-exit code OUT_OF_MEMORY.
+the process may be in a state to fail at all that follows, and `again` where that is for an error of the GPU, which
+another process may not meet. One that lacks memory ends, with exit code OUT_OF_MEMORY.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if __name__ == "__main__":
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ from fingerbench.pool import OUT_OF_MEMORY
 from fingerbench.seeds import fix_order
 from fingerbench.store import Spec
 from fingerbench.workshop import Workshop, peak_memory
+
+OF_GPU = ("CUDA error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS")  # perhaps another process's, under MPS
+SETTLE_S = 5.0  # that a GPU has to finish what it computes for a worker that ends
 
 
 def main() -> None:
@@ -61,10 +65,19 @@ def _listen() -> queue.SimpleQueue[str]:
     def listen() -> None:
         for line in sys.stdin:
             specs.put(line)
-        os._exit(0)  # the parent is gone or done; a half-made artefact was never published
+        _leave(0)  # the parent is gone or done; a half-made artefact was never published
 
     threading.Thread(target=listen, daemon=True).start()
     return specs
+
+
+def _leave(code: int) -> None:
+    """End this process, the GPU first: under MPS what it still computes for one that is gone may hurt the others."""
+    if torch.cuda.is_initialized():
+        threading.Timer(SETTLE_S, os._exit, [code]).start()  # one that hangs is not waited for
+        with suppress(Exception):
+            torch.cuda.synchronize()
+    os._exit(code)
 
 
 def _attempt(bench: Bench, line: str) -> dict[str, Any]:
@@ -73,10 +86,11 @@ def _attempt(bench: Bench, line: str) -> dict[str, Any]:
         reply = _make(bench.workshop, spec)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the parent decides what becomes of it
         if _out_of_memory(error):
-            os._exit(OUT_OF_MEMORY)  # whatever holds the memory goes with this process
+            _leave(OUT_OF_MEMORY)  # whatever holds the memory goes with this process
         told = isinstance(error, UserError | BuildError | DamagedError)
         text = str(error) if told else traceback.format_exc()
         reply = {"status": "failed", "user": isinstance(error, UserError), "error": text, "broken": not told}
+        reply["again"] = not told and any(sign in text for sign in OF_GPU)
     if not reply.get("broken"):  # after an error of CUDA this would fail, too
         torch.cuda.empty_cache()  # PyTorch keeps what was freed, and the workers share one GPU
     return reply
@@ -87,7 +101,7 @@ def _out_of_memory(error: BaseException) -> bool:
     # themselves, such as a context where other workers have filled the GPU.
     # Where no plan of cuDNN's gets its workspace, PyTorch says that there is no engine. The end of a capture hides it.
     no_plan = "unable to find an engine to execute"
-    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", no_plan)
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "NOT_INITIALIZED", no_plan)
     lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
     cause = error.__cause__ or error.__context__
     return lacking or (cause is not None and _out_of_memory(cause))

@@ -80,8 +80,9 @@ def test_images_are_asked_and_a_table_is_answered(built, suspects, tmp_path, cap
     known = json.loads(capsys.readouterr().out)
     assert known["controls"] == [scores.score_8bit["mirror/source"]] and known["score"] == said["score"]
     assert known["p"] == (1 if known["controls"][0] >= said["score"] else 0.5)
-    assert main(["verdict", str(built[1]), str(answers), "--controls", str(control), str(answers)]) == 2
-    assert "--controls: expected the answers of one model a file, the suspect's not" in capsys.readouterr().err
+    for given in ([control, answers], [answers, "--controls", control]):
+        assert main(["verdict", str(built[1]), str(answers), "--controls", *map(str, given)]) == 2
+        assert "--controls: expected the answers of one model a file, the suspect's not" in capsys.readouterr().err
 
 
 def test_a_verdict_counts_those_that_score_as_high():

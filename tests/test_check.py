@@ -278,6 +278,18 @@ def test_the_method_of_the_readme_is_sound(place, monkeypatch, capsys, file):
     assert "check only what you trust" in out and "static: sound" in out
 
 
+def test_its_config_may_be_in_a_folder_that_is_searched(place, monkeypatch, capsys, tmp_path_factory):
+    monkeypatch.syspath_prepend(str(place))
+    conf = tmp_path_factory.mktemp("conf")
+    (place / "conf" / "method").rename(conf / "method")
+    words = ["check", str(place / "mine/static.py"), f"hydra.searchpath=[file://{conf}]"]
+    assert main(words) == 0 and "static: sound" in capsys.readouterr().out
+    (conf / "method" / "static.yaml").rename(place / "conf" / "static.yaml")
+    (place / "conf" / "method").mkdir()
+    (place / "conf" / "static.yaml").rename(place / "conf" / "method" / "static.yaml")
+    assert main(words) == 0, "another folder is searched as well"
+
+
 def test_a_file_that_python_does_not_find_is_told(place, capsys):
     assert main(["check", str(place / "mine/static.py")]) == 2
     told = capsys.readouterr()

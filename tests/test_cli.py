@@ -131,6 +131,8 @@ def test_a_config_file_that_would_never_be_read_is_refused(tmp_path, capsys):
     copy.write_bytes((ROOT / "conf" / "method" / "akh.yaml").read_bytes())
     words = ["show", "method=akh", f"hydra.searchpath=[file://{tmp_path}]"]
     assert main(words) == 0
+    assert main([*words, words[-1]]) == 2  # Hydra reads the first alone
+    assert "hydra.searchpath: expected one list, such as [file:///A,file:///B]; got" in capsys.readouterr().err
     copy.write_text(copy.read_text().replace("rounds: 20", "rounds: 2"))
     assert main(words) == 2
     told = f"error: {copy}: expected a name that is not in fingerbench's conf/method, which wins; got 'akh'"

@@ -334,6 +334,7 @@ QUERIES, LABELS = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int6
         ({"labels": LABELS}, {}, "expected a tensor named queries; got 'labels'"),
         ({"queries": QUERIES.double()}, {}, "expected float32 (n, c, h, w)"),
         ({"queries": QUERIES[0]}, {}, "got torch.float32 (1, 2, 2)"),
+        ({"queries": QUERIES[..., :0]}, {}, "got torch.float32 (2, 1, 2, 0)"),
         ({"queries": QUERIES * 3}, {}, "expected values in [0, 1], got 1.5 to 1.5"),
         ({"queries": QUERIES * torch.nan}, {}, "expected values in [0, 1], got nan"),
         ({"queries": QUERIES, "labels": LABELS[:1]}, {}, "labels: expected int64 from 0, one a query"),

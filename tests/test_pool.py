@@ -77,6 +77,17 @@ def test_a_worker_goes_on_with_what_is_like_its_last_unless_something_more_urgen
     assert [toy.number for toy in made] == [0, 4, 1, 3]
 
 
+def test_a_worker_is_warm_with_what_is_urgent_too(tmp_path):
+    class Urgent(Toy):
+        alike = ""
+        warm = "b"
+
+    made = []
+    wanted = [Urgent(0), Toy(1, likeness="a"), Toy(2, likeness="b")]
+    Inline(Store(tmp_path), None, {"made": made, "machine": 0}, 1).run(wanted)
+    assert [toy.number for toy in made] == [0, 2, 1]
+
+
 def test_the_time_left_is_worked_out_only_where_a_build_takes_long(tmp_path, monkeypatch):
     asked, told = [], threading.Event()
 
@@ -164,6 +175,28 @@ def test_what_another_run_sets_aside_meanwhile_is_made_again(tmp_path, monkeypat
     monkeypatch.setattr(store, "verify", late)
     Inline(store, None, {"made": made, "machine": 0}, 1).run([Toy(0)])
     assert made == [Toy(0)] * 2
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_what_the_gpu_failed_at_is_tried_once_more(tmp_path, caplog, failures):
+    class Faulty(Inline):
+        def _ask(self, worker, spec):
+            self.settings["asked"].append(spec)
+            if spec.number == 1 and self.settings["asked"].count(spec) <= failures:
+                return {"status": "failed", "user": False, "error": CUDA_SAYS, "again": True}
+            return super()._ask(worker, spec)
+
+    source = Toy(0)
+    settings = {"made": [], "asked": [], "machine": 0}
+    faulty = Faulty(Store(tmp_path), None, settings, 1)
+    with caplog.at_level(logging.WARNING):
+        if failures == 1:
+            faulty.run([source, Toy(1, (source,))])
+        else:
+            with pytest.raises(BuildError, match="TORCH_USE_CUDA_DSA"):
+                faulty.run([source, Toy(1, (source,))])
+    assert "the GPU failed: torch.AcceleratorError: CUDA error: an illegal memory access" in caplog.text
+    assert [toy.number for toy in settings["asked"]] == [0, 1, 1]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def attempt(store, spec):
     [
         "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",  # a context
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
         "FIND was unable to find an engine to execute this computation",  # no room for a workspace of cuDNN's
         "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
     ],
@@ -60,6 +61,7 @@ def test_who_lacks_memory_ends_to_be_tried_again_elsewhere(tmp_path, monkeypatch
 def test_any_other_error_of_a_device_is_told_and_the_worker_replaced(tmp_path, error):
     reply = attempt(tmp_path, Toy(error))
     assert (reply["status"], reply["user"], reply["broken"]) == ("failed", False, True) and error in reply["error"]
+    assert reply["again"] == ("CUDA" in error)
 
 
 @pytest.mark.parametrize(("error", "expected"), [("", [0]), ("CUDA error: unspecified launch failure", [])])

@@ -80,8 +80,13 @@ class ModelSpec(Spec):
 
     @property
     def alike(self) -> str:
-        """The architecture: PyTorch has its kernels and cuDNN's choices at hand then. Surrogates are waited for."""
-        return "" if self.name.startswith("surrogate/") else self.architecture
+        """What is `warm`; nothing of surrogates, which are waited for."""
+        return "" if self.name.startswith("surrogate/") else self.warm
+
+    @property
+    def warm(self) -> str:
+        """The architecture: PyTorch has its kernels, cuDNN's choices and what was compiled at hand then."""
+        return self.architecture
 
     def work(self, sizes: Sizes) -> Work:
         """Return the attack's work, and that of measuring the model and its victim on the test split."""
