@@ -320,11 +320,11 @@ def _restore(node: DictConfig, settings: Mapping[str, Any]) -> None:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """Return a setting that is a number, a text or a list of such; in YAML anything else could call what it names."""
-    for item in value if isinstance(value, list) else [value]:
-        sound = item is None or isinstance(item, bool | int | float) or (isinstance(item, str) and "${" not in item)
-        sound |= isinstance(item, list) and _plain(key, item) == item
-        require(sound, key, "numbers and texts", item)
+    """Return a setting that is a number, a text or lists of such; in YAML anything else could call what it names."""
+    if isinstance(value, list):
+        return [_plain(key, item) for item in value]
+    sound = value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and "${" not in value)
+    require(sound, key, "numbers and texts", value)
     return value
 
 
